@@ -1,0 +1,17 @@
+//! The pure core of tollgate: every decision that is a function of its arguments.
+//!
+//! Nothing in here does I/O, reads a clock, draws a random number or looks at the environment. Time is an
+//! argument, randomness is an argument; the compiler keeps the rest out because the crates that could do
+//! it are not among the dependencies. That is what makes the laws of the gateway (what a re-chunked stream
+//! may change, who gets picked, what a request costs) testable as properties, in milliseconds.
+
+pub mod glob;
+pub mod id;
+pub mod key;
+pub mod limit;
+pub mod price;
+pub mod route;
+pub mod secret;
+pub mod upstream;
+pub mod usage;
+pub mod user;

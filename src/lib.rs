@@ -1,0 +1,1 @@
+//! tollgate: a self-hosted gateway for the OpenAI API, on Pingora.

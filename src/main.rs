@@ -1,0 +1,3 @@
+//! tollgate: a self-hosted gateway for the OpenAI API.
+
+fn main() {}
