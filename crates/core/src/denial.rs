@@ -29,7 +29,7 @@ pub enum Denial {
         /// What is wrong, for the client.
         message: String,
         /// The field it is about.
-        param: Option<&'static str>,
+        param: Option<String>,
     },
     /// The body exceeds `[server] max_body`.
     RequestTooLarge {
@@ -113,10 +113,10 @@ impl Denial {
 
     /// `error.param`.
     #[must_use]
-    pub fn param(&self) -> Option<&'static str> {
+    pub fn param(&self) -> Option<&str> {
         match self {
             Self::ModelNotFound { .. } => Some("model"),
-            Self::InvalidBody { param, .. } => *param,
+            Self::InvalidBody { param, .. } => param.as_deref(),
             _ => None,
         }
     }

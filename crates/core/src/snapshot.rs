@@ -202,7 +202,7 @@ mod tests {
     use crate::{
         id::{KeyId, UserId},
         secret::Secret,
-        upstream::{BaseUrl, ModelEntry, UpstreamKind},
+        upstream::{BaseUrl, ModelEntry, Timeouts, UpstreamKind},
         user::User,
     };
 
@@ -217,6 +217,8 @@ mod tests {
             weight: 1,
             priority: 0,
             api_version: None,
+            timeouts: Timeouts::default(),
+            ca_pem: None,
             disabled: name.starts_with("off"),
         };
         Member { upstream: Arc::new(upstream), state: Arc::default() }

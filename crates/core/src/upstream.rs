@@ -1,5 +1,7 @@
 //! Upstreams: one member of the pool, as it is written down, checked.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{glob, id::UpstreamId, secret::Secret};
@@ -131,6 +133,21 @@ impl std::fmt::Display for BaseUrl {
     }
 }
 
+/// How long an upstream may take, step by step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To accept a connection, TLS included.
+    pub connect: Duration,
+    /// From one byte of the answer to the next, the first one included. Reasoning models think for minutes before it.
+    pub read: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self { connect: Duration::from_secs(5), read: Duration::from_secs(600) }
+    }
+}
+
 /// One member of the pool.
 #[derive(Clone, Debug)]
 pub struct Upstream {
@@ -152,6 +169,10 @@ pub struct Upstream {
     pub priority: u32,
     /// Azure's `api-version`.
     pub api_version: Option<String>,
+    /// How long it may take.
+    pub timeouts: Timeouts,
+    /// PEM of certificate authorities to trust for it, instead of the system's.
+    pub ca_pem: Option<String>,
     /// A disabled upstream gets no new work.
     pub disabled: bool,
 }

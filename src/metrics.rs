@@ -1,0 +1,265 @@
+//! Every series that tollgate exposes, declared once: a field each, its comment is the help text.
+//!
+//! Labels are bounded: routes, codes and upstreams are few by nature; models are bounded by [`ModelLabels`], because a
+//! client could otherwise make a new series with every request. Nothing here ever holds a key, a prompt or a user.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use once_cell::sync::Lazy;
+use prometheus::{
+    Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
+};
+use tollgate_core::{denial::Denial, usage::Usage};
+
+/// Buckets for whole requests, in seconds: from a cached embedding to a long reasoning stream.
+const REQUEST_BUCKETS: &[f64] = &[0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
+/// Buckets for what the gateway itself adds, in seconds.
+const OVERHEAD_BUCKETS: &[f64] = &[0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25];
+
+/// The registry and its series.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// Requests by route, model and outcome ("ok" or the error code).
+    pub requests_total: IntCounterVec,
+    /// Time from the arrival of a request to the end of its answer, in seconds.
+    pub request_duration_seconds: HistogramVec,
+    /// The part of it before the upstream was asked, without waiting for the client, in seconds.
+    pub overhead_seconds: Histogram,
+    /// Time from the arrival of a request to the first byte of a streamed answer, in seconds.
+    pub time_to_first_token_seconds: Histogram,
+    /// Tokens by model and kind (prompt, completion, cached, reasoning).
+    pub tokens_total: IntCounterVec,
+    /// Requests that the gateway itself turned down, by code.
+    pub denials_total: IntCounterVec,
+    /// Attempts by upstream and outcome ("ok" or what went wrong).
+    pub upstream_requests_total: IntCounterVec,
+    /// Attempts under way, by upstream.
+    pub upstream_in_flight: IntGaugeVec,
+    /// Attempts beyond the first of a request.
+    pub retries_total: IntCounter,
+    /// Usage records that are not in the database yet.
+    pub journal_pending_records: IntGauge,
+    /// Usage records that were lost because the database stayed away for too long.
+    pub journal_lost_records_total: IntCounter,
+    /// Time to write one batch of usage records to the database, in seconds.
+    pub usage_flush_seconds: Histogram,
+    /// Is the database reachable: 1 or 0.
+    pub store_up: IntGauge,
+    /// Generation of the configuration in use.
+    pub config_generation: IntGauge,
+    /// Time until a certificate of the TLS listener expires, by domain, in seconds.
+    pub certificate_expiry_seconds: IntGaugeVec,
+    models: ModelLabels,
+}
+
+struct Declare<'a>(&'a Registry);
+
+impl Declare<'_> {
+    fn register<C: prometheus::core::Collector + Clone + 'static>(
+        &self,
+        made: prometheus::Result<C>,
+    ) -> prometheus::Result<C> {
+        let collector = made?;
+        self.0.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn opts(name: &str, help: &str) -> Opts {
+        Opts::new(name, help).namespace("tollgate")
+    }
+
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.register(IntCounter::with_opts(Self::opts(name, help)))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.register(IntCounterVec::new(Self::opts(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.register(IntGauge::with_opts(Self::opts(name, help)))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.register(IntGaugeVec::new(Self::opts(name, help), labels))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+        let opts = HistogramOpts { common_opts: Self::opts(name, help), buckets: buckets.to_vec() };
+        self.register(Histogram::with_opts(opts))
+    }
+
+    fn histograms(&self, name: &str, help: &str, buckets: &[f64], labels: &[&str]) -> prometheus::Result<HistogramVec> {
+        let opts = HistogramOpts { common_opts: Self::opts(name, help), buckets: buckets.to_vec() };
+        self.register(HistogramVec::new(opts, labels))
+    }
+}
+
+impl Metrics {
+    /// Registers every series.
+    ///
+    /// # Errors
+    /// If two series share a name: a defect that the first start shows.
+    pub fn try_new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let declare = Declare(&registry);
+        Ok(Self {
+            requests_total: declare.counters(
+                "requests_total",
+                "Requests by route, model and outcome (ok or the error code)",
+                &["route", "model", "code"],
+            )?,
+            request_duration_seconds: declare.histograms(
+                "request_duration_seconds",
+                "Time from the arrival of a request to the end of its answer",
+                REQUEST_BUCKETS,
+                &["route"],
+            )?,
+            overhead_seconds: declare.histogram(
+                "overhead_seconds",
+                "Time that the gateway itself took before it asked the upstream",
+                OVERHEAD_BUCKETS,
+            )?,
+            time_to_first_token_seconds: declare.histogram(
+                "time_to_first_token_seconds",
+                "Time from the arrival of a request to the first byte of a streamed answer",
+                REQUEST_BUCKETS,
+            )?,
+            tokens_total: declare.counters("tokens_total", "Tokens by model and kind", &["model", "kind"])?,
+            denials_total: declare.counters("denials_total", "Requests that the gateway turned down", &["code"])?,
+            upstream_requests_total: declare.counters(
+                "upstream_requests_total",
+                "Attempts by upstream and outcome",
+                &["upstream", "outcome"],
+            )?,
+            upstream_in_flight: declare.gauges("upstream_in_flight", "Attempts under way", &["upstream"])?,
+            retries_total: declare.counter("retries_total", "Attempts beyond the first of a request")?,
+            journal_pending_records: declare
+                .gauge("journal_pending_records", "Usage records that are not in the database yet")?,
+            journal_lost_records_total: declare.counter(
+                "journal_lost_records_total",
+                "Usage records lost because the database stayed away for too long",
+            )?,
+            usage_flush_seconds: declare.histogram(
+                "usage_flush_seconds",
+                "Time to write one batch of usage records to the database",
+                REQUEST_BUCKETS,
+            )?,
+            store_up: declare.gauge("store_up", "Is the database reachable: 1 or 0")?,
+            config_generation: declare.gauge("config_generation", "Generation of the configuration in use")?,
+            certificate_expiry_seconds: declare.gauges(
+                "certificate_expiry_seconds",
+                "Time until a certificate of the TLS listener expires",
+                &["domain"],
+            )?,
+            models: ModelLabels::default(),
+            registry,
+        })
+    }
+
+    /// Counts a finished request.
+    pub fn request(&self, route: &'static str, model: &str, code: &str, duration: Duration) {
+        self.requests_total.with_label_values(&[route, model, code]).inc();
+        self.request_duration_seconds.with_label_values(&[route]).observe(duration.as_secs_f64());
+    }
+
+    /// Counts a denial.
+    pub fn denial(&self, denial: &Denial) {
+        self.denials_total.with_label_values(&[denial.code()]).inc();
+    }
+
+    /// Counts the tokens of an answer.
+    pub fn tokens(&self, model: &str, usage: &Usage) {
+        let kinds = [
+            ("prompt", usage.prompt_tokens),
+            ("completion", usage.completion_tokens),
+            ("cached", usage.cached_tokens),
+            ("reasoning", usage.reasoning_tokens),
+        ];
+        for (kind, count) in kinds.into_iter().filter(|(_, count)| *count > 0) {
+            self.tokens_total.with_label_values(&[model, kind]).inc_by(count);
+        }
+    }
+
+    /// The label for `model`; see [`ModelLabels`].
+    #[must_use]
+    pub fn model_label(&self, model: &str, answered: bool) -> Arc<str> {
+        self.models.label(model, answered)
+    }
+
+    /// All series in Prometheus' text format.
+    ///
+    /// # Errors
+    /// If the encoder fails, which it does only on inconsistent series.
+    pub fn encode(&self) -> prometheus::Result<Vec<u8>> {
+        let mut text = Vec::with_capacity(16 * 1024);
+        TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
+        Ok(text)
+    }
+}
+
+/// Which models have a label of their own.
+///
+/// A model earns its label with its first successful answer, so that only names that a provider knows become series; at
+/// most [`ModelLabels::CAP`] do. Everything else is counted under `other`.
+#[derive(Debug, Default)]
+struct ModelLabels {
+    known: papaya::HashMap<Arc<str>, ()>,
+    count: AtomicUsize,
+}
+
+static OTHER: Lazy<Arc<str>> = Lazy::new(|| Arc::from("other"));
+
+impl ModelLabels {
+    const CAP: usize = 256;
+
+    fn label(&self, model: &str, answered: bool) -> Arc<str> {
+        let known = self.known.pin();
+        if let Some((label, ())) = known.get_key_value(model) {
+            return Arc::clone(label);
+        }
+        if !answered || self.count.fetch_add(1, Ordering::Relaxed) >= Self::CAP {
+            return Arc::clone(&OTHER);
+        }
+        let label: Arc<str> = Arc::from(model);
+        known.insert(Arc::clone(&label), ());
+        label
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_earns_its_label_by_an_answer_and_labels_are_capped() {
+        let metrics = Metrics::try_new().unwrap();
+        assert_eq!(&*metrics.model_label("nonsense", false), "other");
+        assert_eq!(&*metrics.model_label("gpt-4o", true), "gpt-4o");
+        assert_eq!(&*metrics.model_label("gpt-4o", false), "gpt-4o");
+        for n in 0..ModelLabels::CAP * 2 {
+            metrics.model_label(&format!("m{n}"), true);
+        }
+        assert_eq!(&*metrics.model_label("late", true), "other");
+        assert_eq!(metrics.models.known.len(), ModelLabels::CAP);
+    }
+
+    #[test]
+    fn series_carry_the_promised_names() {
+        let metrics = Metrics::try_new().unwrap();
+        metrics.request("embeddings", "m", "ok", Duration::from_millis(3));
+        metrics.tokens("m", &Usage { prompt_tokens: 3, ..Usage::default() });
+        let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
+        assert!(text.contains(r#"tollgate_requests_total{code="ok",model="m",route="embeddings"} 1"#), "{text}");
+        assert!(text.contains(r#"tollgate_tokens_total{kind="prompt",model="m"} 3"#), "{text}");
+        assert!(!text.contains("kind=\"reasoning\""), "{text}");
+    }
+}

@@ -1,0 +1,152 @@
+//! How to connect to each upstream: addresses, certificate authorities, timeouts.
+//!
+//! Pingora's `HttpPeer::new` resolves names with a blocking call, on the thread that serves requests. Here a name is
+//! resolved by Tokio's resolver and kept for [`FRESH`]; when a later look-up fails, the old addresses stay in use, because
+//! a name server that is away says nothing about the upstream. Several addresses are used in turn.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use arc_swap::ArcSwapOption;
+use pingora_core::{
+    protocols::{TcpKeepalive, tls::CaType},
+    upstreams::peer::HttpPeer,
+    utils::tls::{WrappedX509, parse_x509},
+};
+use rustls_pki_types::{CertificateDer, pem::PemObject};
+use tollgate_core::upstream::{BaseUrl, Timeouts, Upstream};
+
+/// How long resolved addresses are used before the name is looked up again.
+const FRESH: Duration = Duration::from_secs(30);
+/// How long an idle connection to an upstream is kept. OpenAI's edge closes them after some minutes.
+const IDLE: Duration = Duration::from_secs(90);
+
+/// Connection settings of every member of a snapshot, by its index.
+#[derive(Debug)]
+pub struct Peers(Vec<Arc<Peer>>);
+
+impl Peers {
+    /// Takes the peers in the order of the snapshot's members.
+    #[must_use]
+    pub fn new(peers: Vec<Arc<Peer>>) -> Self {
+        Self(peers)
+    }
+
+    /// The settings of one member.
+    #[must_use]
+    pub fn get(&self, index: usize) -> &Arc<Peer> {
+        &self.0[index]
+    }
+}
+
+/// How to connect to one upstream.
+pub struct Peer {
+    url: BaseUrl,
+    ca: Option<Arc<CaType>>,
+    ca_pem: Option<String>,
+    timeouts: Timeouts,
+    resolved: ArcSwapOption<Resolved>,
+    turn: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct Resolved {
+    addresses: Vec<SocketAddr>,
+    at: Instant,
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peer").field("url", &self.url).finish_non_exhaustive()
+    }
+}
+
+impl Peer {
+    /// Prepares the connection settings of `upstream`.
+    ///
+    /// # Errors
+    /// If its certificate authorities cannot be parsed.
+    pub fn try_new(upstream: &Upstream) -> anyhow::Result<Self> {
+        let ca = upstream.ca_pem.as_deref().map(parse_authorities).transpose();
+        Ok(Self {
+            url: upstream.base_url.clone(),
+            ca: ca.with_context(|| format!("upstream {:?}: ca_file", upstream.name))?,
+            ca_pem: upstream.ca_pem.clone(),
+            timeouts: upstream.timeouts,
+            resolved: ArcSwapOption::empty(),
+            turn: AtomicUsize::new(0),
+        })
+    }
+
+    /// Does this still describe how to connect to `upstream`?
+    #[must_use]
+    pub fn fits(&self, upstream: &Upstream) -> bool {
+        self.url == upstream.base_url && self.timeouts == upstream.timeouts && self.ca_pem == upstream.ca_pem
+    }
+
+    /// What Pingora needs to connect.
+    ///
+    /// # Errors
+    /// If the upstream's name cannot be resolved and never was.
+    pub async fn connect_to(&self) -> std::io::Result<HttpPeer> {
+        let address = self.address().await?;
+        let mut peer = HttpPeer::new(address, self.url.tls, self.url.host.clone());
+        let options = &mut peer.options;
+        options.connection_timeout = Some(self.timeouts.connect);
+        options.total_connection_timeout = Some(self.timeouts.connect);
+        options.read_timeout = Some(self.timeouts.read);
+        options.write_timeout = Some(self.timeouts.read);
+        options.idle_timeout = Some(IDLE);
+        options.ca.clone_from(&self.ca);
+        options.tcp_keepalive = Some(TcpKeepalive {
+            idle: Duration::from_secs(60),
+            interval: Duration::from_secs(15),
+            count: 4,
+            #[cfg(target_os = "linux")]
+            user_timeout: Duration::ZERO,
+        });
+        Ok(peer)
+    }
+
+    async fn address(&self) -> std::io::Result<SocketAddr> {
+        if let Ok(ip) = self.url.host.parse::<IpAddr>() {
+            return Ok(SocketAddr::new(ip, self.url.port));
+        }
+        let known = self.resolved.load_full();
+        if let Some(known) = known.as_ref().filter(|known| known.at.elapsed() < FRESH) {
+            return Ok(self.next_of(&known.addresses));
+        }
+        let looked_up = tokio::net::lookup_host((self.url.host.as_str(), self.url.port)).await;
+        match (looked_up.map(Iterator::collect::<Vec<_>>), known) {
+            (Ok(addresses), _) if !addresses.is_empty() => Ok(self.keep(addresses)),
+            (_, Some(known)) => Ok(self.keep(known.addresses.clone())),
+            (Err(error), None) => Err(error),
+            (Ok(_), None) => Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address")),
+        }
+    }
+
+    fn keep(&self, addresses: Vec<SocketAddr>) -> SocketAddr {
+        let first = self.next_of(&addresses);
+        self.resolved.store(Some(Arc::new(Resolved { addresses, at: Instant::now() })));
+        first
+    }
+
+    fn next_of(&self, addresses: &[SocketAddr]) -> SocketAddr {
+        addresses[self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len()]
+    }
+}
+
+fn parse_authorities(pem: &str) -> anyhow::Result<Arc<CaType>> {
+    let certificates = CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    anyhow::ensure!(!certificates.is_empty(), "holds no certificate in PEM format");
+    let mut roots = rustls::RootCertStore::empty();
+    certificates.iter().try_for_each(|der| roots.add(der.clone()))?;
+    Ok(certificates.iter().map(|der| WrappedX509::new(der.to_vec(), parse_x509)).collect())
+}

@@ -1,0 +1,162 @@
+//! What one request carries from phase to phase.
+
+use std::{net::IpAddr, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use tollgate_core::{
+    denial::Denial,
+    key::KeyEntry,
+    openai::{request::RequestHead, response::JsonMeter, sse::StreamMeter},
+    route::{Dialect, Route},
+    snapshot::{InFlight, Target},
+    upstream::Upstream,
+    usage::Attempt,
+};
+use uuid::Uuid;
+
+use crate::shared::{Held, View};
+
+/// State of one request. Filled by the phases, in order.
+#[derive(Debug)]
+pub struct RequestCtx {
+    /// Keeps the process from ending before the request does.
+    pub held: Held,
+    /// The gateway's own id: the key of the books, so never the client's choice.
+    pub request_id: Uuid,
+    /// When the request arrived.
+    pub arrived: Instant,
+    /// The same, by the calendar.
+    pub arrived_at: DateTime<Utc>,
+    /// Who is speaking, behind trusted proxies.
+    pub ip: Option<IpAddr>,
+    /// The line of the route table.
+    pub route: Option<&'static Route>,
+    /// Whose key it is.
+    pub key: Option<Arc<KeyEntry>>,
+    /// The one view that this request works with.
+    pub view: Option<Arc<View>>,
+    /// What is asked for; set once the request may be forwarded.
+    pub ask: Option<Ask>,
+    /// Finished attempts.
+    pub attempts: Vec<Attempt>,
+    /// Indexes of the members that were tried.
+    pub tried: Vec<usize>,
+    /// The attempt under way.
+    pub attempt: Option<Current>,
+    /// Name of the model at the upstream of the last attempt.
+    pub upstream_model: Option<String>,
+    /// How the answer is read.
+    pub meter: Meter,
+    /// Has the answer no length of its own, so that it ends when its connection does?
+    pub ends_by_close: bool,
+    /// When the first byte of the answer's body came.
+    pub first_byte: Option<Instant>,
+    /// Time spent waiting for the client's body.
+    pub waited_for_client: std::time::Duration,
+    /// When the first attempt began.
+    pub forwarded: Option<Instant>,
+    /// Why the gateway itself answered.
+    pub denial: Option<Denial>,
+    /// The provider's id of the request.
+    pub provider_request_id: Option<String>,
+}
+
+/// What a client asks for: body, head, and the model it resolved to.
+#[derive(Debug)]
+pub struct Ask {
+    /// How to read body and answer.
+    pub dialect: Dialect,
+    /// The whole body, as it came.
+    pub body: Bytes,
+    /// What stands in it.
+    pub head: RequestHead,
+    /// Who may serve it.
+    pub target: Target,
+}
+
+/// The attempt under way.
+#[derive(Debug)]
+pub struct Current {
+    /// The member.
+    pub upstream: Arc<Upstream>,
+    /// The model's name at this upstream.
+    pub model: String,
+    /// The body as this upstream wants it.
+    pub body: Bytes,
+    /// Did the gateway ask for usage in the client's place?
+    pub asked_usage: bool,
+    /// When it began.
+    pub began: Instant,
+    /// Counts it as in flight until it is over.
+    pub guard: InFlight,
+    /// Status it answered; 0: none yet.
+    pub status: u16,
+}
+
+/// How an answer is read on its way through.
+#[derive(Debug, Default)]
+pub enum Meter {
+    /// Not at all.
+    #[default]
+    None,
+    /// A JSON body.
+    Json(Box<JsonMeter>),
+    /// Server-sent events.
+    Stream(Box<StreamMeter>),
+    /// An error of the upstream: held back until it is whole, then cleaned of what names the account.
+    Error(Vec<u8>),
+}
+
+impl RequestCtx {
+    /// A request that has just arrived.
+    #[must_use]
+    pub fn new(held: Held) -> Self {
+        Self {
+            held,
+            request_id: Uuid::now_v7(),
+            arrived: Instant::now(),
+            arrived_at: Utc::now(),
+            ip: None,
+            route: None,
+            key: None,
+            view: None,
+            ask: None,
+            attempts: Vec::new(),
+            tried: Vec::new(),
+            attempt: None,
+            upstream_model: None,
+            meter: Meter::None,
+            ends_by_close: false,
+            first_byte: None,
+            waited_for_client: std::time::Duration::ZERO,
+            forwarded: None,
+            denial: None,
+            provider_request_id: None,
+        }
+    }
+
+    /// Is there an upstream that could serve this request and was not tried?
+    #[must_use]
+    pub fn has_untried(&self) -> bool {
+        self.ask.as_ref().is_some_and(|ask| ask.target.pool.any(|index| !self.tried.contains(&index)))
+    }
+
+    /// Ends the attempt under way and puts it on the record.
+    pub fn end_attempt(&mut self, error: Option<&str>) {
+        if let Some(current) = self.attempt.take() {
+            self.attempts.push(Attempt {
+                upstream: current.upstream.name.clone(),
+                status: current.status,
+                duration_ms: millis(current.began.elapsed()),
+                error: error.map(str::to_owned),
+            });
+        }
+    }
+}
+
+/// Whole milliseconds, saturating.
+#[must_use]
+pub fn millis(duration: std::time::Duration) -> u32 {
+    u32::try_from(duration.as_millis()).unwrap_or(u32::MAX)
+}

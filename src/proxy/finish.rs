@@ -1,0 +1,163 @@
+//! The end of a request: books, metrics, one line in the access log.
+
+use http::header;
+use pingora_core::{Error, ErrorSource};
+use pingora_proxy::Session;
+use tollgate_core::{
+    route::Action,
+    usage::{Usage, UsageRecord},
+};
+
+use super::ctx::{Ask, Meter, RequestCtx, millis};
+use crate::{
+    journal::{Finished, Output, Uncounted},
+    shared::Shared,
+};
+
+/// How the answer ended and what it consumed.
+struct Outcome {
+    code: String,
+    status: u16,
+    interrupted: bool,
+    usage: Option<Usage>,
+    finish_reason: Option<String>,
+    output: Output,
+    /// Was the answer a stream of events?
+    streamed: bool,
+}
+
+/// Settles everything that the request opened.
+pub async fn finish(shared: &Shared, session: &Session, ctx: &mut RequestCtx, error: Option<&Error>) {
+    let outcome = outcome(session, ctx, error);
+    let duration = ctx.arrived.elapsed();
+    if ctx.attempt.is_some() {
+        let failure = outcome.interrupted.then(|| outcome.code.clone());
+        ctx.end_attempt(failure.as_deref());
+    }
+    let route = ctx.route.map_or("none", |route| route.name);
+    let asked = ctx.ask.as_ref().map_or("", |ask| &*ask.target.model);
+    let label = shared.metrics.model_label(asked, (200..300).contains(&outcome.status) && !asked.is_empty());
+    shared.metrics.request(route, &label, &outcome.code, duration);
+    if let Some(overhead) = overhead(ctx) {
+        shared.metrics.overhead_seconds.observe(overhead.as_secs_f64());
+    }
+    if let (true, Some(first)) = (outcome.streamed, ctx.first_byte) {
+        shared.metrics.time_to_first_token_seconds.observe(first.duration_since(ctx.arrived).as_secs_f64());
+    }
+    log(ctx, &outcome, route, duration);
+    let Some(finished) = finished(session, ctx, outcome, duration) else { return };
+    if let Err(lost) = shared.journal.record(finished).await {
+        shared.metrics.journal_lost_records_total.inc();
+        tracing::error!(request_id = %lost.record.request_id, "a usage record is lost: the writer did not take it");
+    }
+}
+
+fn outcome(session: &Session, ctx: &mut RequestCtx, error: Option<&Error>) -> Outcome {
+    let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+    let client_gone = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream) && ctx.denial.is_none();
+    let code = match (&ctx.denial, client_gone, status) {
+        (Some(denial), _, _) => denial.code().to_owned(),
+        (None, true, _) => "client_closed".to_owned(),
+        (None, false, 0) => "internal_error".to_owned(),
+        (None, false, 200..=299) => "ok".to_owned(),
+        (None, false, status) => format!("http_{status}"),
+    };
+    let mut outcome = Outcome {
+        code,
+        status,
+        interrupted: error.is_some() && ctx.attempt.is_some(),
+        usage: None,
+        finish_reason: None,
+        output: Output::None,
+        streamed: false,
+    };
+    match std::mem::take(&mut ctx.meter) {
+        Meter::Json(meter) => {
+            let (facts, body) = meter.finish();
+            (outcome.usage, outcome.finish_reason) = (facts.usage, facts.finish_reason);
+            outcome.output = body.map_or(Output::None, Output::Json);
+        }
+        Meter::Stream(mut meter) => {
+            (outcome.usage, outcome.finish_reason) = (meter.usage(), meter.finish_reason().map(str::to_owned));
+            outcome.output = Output::Stream(meter.take_output());
+            outcome.streamed = true;
+        }
+        Meter::None | Meter::Error(_) => {}
+    }
+    outcome
+}
+
+/// What the gateway took before it asked the upstream, without waiting for the client.
+fn overhead(ctx: &RequestCtx) -> Option<std::time::Duration> {
+    Some(ctx.forwarded?.duration_since(ctx.arrived).saturating_sub(ctx.waited_for_client))
+}
+
+/// The row of a request that was made with a valid key and meant for an upstream.
+fn finished(
+    session: &Session,
+    ctx: &mut RequestCtx,
+    outcome: Outcome,
+    duration: std::time::Duration,
+) -> Option<Finished> {
+    let key = ctx.key.clone()?;
+    let route = ctx.route.filter(|route| matches!(route.action, Action::Forward(_)))?;
+    let ask = ctx.ask.take();
+    let headers = &session.req_header().headers;
+    let text = |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(|v| clip(v, 256));
+    let answered = (200..300).contains(&outcome.status);
+    let consumed = answered || (outcome.interrupted && !ctx.attempts.is_empty());
+    let estimated = outcome.usage.is_none() && consumed;
+    let last = ctx.attempts.last();
+    let record = UsageRecord {
+        request_id: ctx.request_id,
+        started_at: ctx.arrived_at,
+        user_id: key.user.id,
+        key_id: key.id,
+        ip: ctx.ip,
+        route: route.name,
+        model: ask.as_ref().map(|ask| ask.target.model.to_string()).unwrap_or_default(),
+        upstream_model: ctx.upstream_model.take(),
+        upstream: last.map(|attempt| attempt.upstream.clone()),
+        attempts: std::mem::take(&mut ctx.attempts),
+        status: outcome.status,
+        stream: ask.as_ref().is_some_and(|ask| ask.head.stream),
+        code: (outcome.code != "ok").then_some(outcome.code),
+        usage: outcome.usage.unwrap_or_default(),
+        estimated,
+        interrupted: outcome.interrupted,
+        cost_nano_usd: 0,
+        ttft_ms: ctx.first_byte.map(|first| millis(first.duration_since(ctx.arrived))),
+        duration_ms: millis(duration),
+        overhead_us: overhead(ctx).map_or(0, |overhead| u32::try_from(overhead.as_micros()).unwrap_or(u32::MAX)),
+        finish_reason: outcome.finish_reason.map(|reason| clip(&reason, 64)),
+        user_agent: text(header::USER_AGENT),
+        client_request_id: text(header::HeaderName::from_static("x-request-id")),
+        provider_request_id: ctx.provider_request_id.take(),
+    };
+    let price = ask.as_ref().map(|ask| ask.target.price).unwrap_or_default();
+    let uncounted = ask.filter(|_| estimated).map(|ask: Ask| {
+        Box::new(Uncounted { dialect: ask.dialect, prompt: ask.body, output: outcome.output })
+    });
+    Some(Finished { record, price, uncounted })
+}
+
+fn clip(text: &str, most: usize) -> String {
+    text.chars().take(most).collect()
+}
+
+fn log(ctx: &RequestCtx, outcome: &Outcome, route: &str, duration: std::time::Duration) {
+    tracing::info!(
+        target: "access",
+        request_id = %ctx.request_id,
+        route,
+        key = ctx.key.as_ref().map(|key| key.prefix.as_str()),
+        model = ctx.ask.as_ref().map(|ask| &*ask.target.model),
+        upstream = ctx.attempts.last().map(|attempt| attempt.upstream.as_str()),
+        attempts = ctx.attempts.len(),
+        status = outcome.status,
+        code = outcome.code,
+        prompt_tokens = outcome.usage.map(|usage| usage.prompt_tokens),
+        completion_tokens = outcome.usage.map(|usage| usage.completion_tokens),
+        duration_ms = millis(duration),
+    );
+}

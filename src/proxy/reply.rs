@@ -1,0 +1,58 @@
+//! Answers that the gateway gives itself: denials, health, the model list.
+
+use bytes::Bytes;
+use http::header;
+use pingora_core::Result;
+use pingora::http::ResponseHeader;
+use pingora_proxy::Session;
+use tollgate_core::denial::Denial;
+use uuid::Uuid;
+
+/// Header under which the gateway's id of a request is returned.
+pub const REQUEST_ID: &str = "x-request-id";
+
+/// Answers with a denial.
+///
+/// # Errors
+/// If the client is gone.
+pub async fn deny(session: &mut Session, request_id: Uuid, denial: &Denial) -> Result<()> {
+    let body = Bytes::from(denial.body());
+    let mut header = header_of(denial.status(), body.len(), request_id)?;
+    if let Some(seconds) = denial.retry_after_s() {
+        header.insert_header(header::RETRY_AFTER, seconds)?;
+        header.insert_header("retry-after-ms", u64::from(seconds) * 1000)?;
+    }
+    if let Denial::MethodNotAllowed { allow, .. } = denial {
+        header.insert_header(header::ALLOW, *allow)?;
+    }
+    if denial.status() == 401 {
+        header.insert_header(header::WWW_AUTHENTICATE, "Bearer")?;
+    }
+    send(session, header, body).await
+}
+
+/// Answers 200 with a JSON body.
+///
+/// # Errors
+/// If the client is gone.
+pub async fn json(session: &mut Session, request_id: Uuid, body: Bytes) -> Result<()> {
+    let header = header_of(200, body.len(), request_id)?;
+    send(session, header, body).await
+}
+
+fn header_of(status: u16, length: usize, request_id: Uuid) -> Result<ResponseHeader> {
+    let mut header = ResponseHeader::build(status, Some(6))?;
+    header.insert_header(header::CONTENT_TYPE, "application/json")?;
+    header.insert_header(header::CONTENT_LENGTH, length)?;
+    header.insert_header(REQUEST_ID, request_id.to_string())?;
+    Ok(header)
+}
+
+async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Result<()> {
+    let head_only = session.req_header().method == http::Method::HEAD;
+    session.write_response_header(Box::new(header), head_only).await?;
+    if !head_only {
+        session.write_response_body(Some(body), true).await?;
+    }
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! From the arrival of a request to the decision that it may be forwarded.
+//!
+//! The order is by cost and by what may be learned: route, key, address, and only then the body. Nothing is read from a
+//! caller that is not known, and nothing is sent upstream before all of it has passed.
+
+use std::{net::IpAddr, sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use chrono::{DateTime, Utc};
+use http::{HeaderMap, header};
+use pingora_core::Result;
+use pingora_proxy::Session;
+use tollgate_core::{
+    denial::Denial,
+    key::{IpNet, KeyEntry, KeyHash, looks_like_key},
+    openai::request::parse,
+    route::{Action, Dialect},
+};
+
+use super::{
+    body::{self, Failure},
+    ctx::{Ask, RequestCtx},
+    reply, route,
+};
+use crate::shared::{KeyDirectory, Shared};
+
+/// Notes who is speaking.
+pub fn begin(shared: &Shared, session: &Session, ctx: &mut RequestCtx) {
+    let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip().to_canonical());
+    ctx.ip = peer.map(|peer| client_ip(peer, &session.req_header().headers, &shared.settings.trusted_proxies));
+}
+
+/// Decides on the request. `Ok(true)`: it has been answered; `Ok(false)`: it is to be forwarded.
+///
+/// # Errors
+/// If the client is gone.
+pub async fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool> {
+    let denial = match decide(shared, session, ctx).await {
+        Ok(answered) => return Ok(answered),
+        Err(Failure::Gone(error)) => return Err(error),
+        Err(Failure::Denied(denial)) => denial,
+    };
+    body::drain(session, shared.settings.max_body_bytes, shared.settings.client_timeout).await;
+    shared.metrics.denial(&denial);
+    let sent = reply::deny(session, ctx.request_id, &denial).await;
+    ctx.denial = Some(denial);
+    sent.map(|()| true)
+}
+
+async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool, Failure> {
+    let route = route::find(session).map_err(Failure::Denied)?;
+    ctx.route = Some(route);
+    if route.action == Action::Health {
+        let alive = Bytes::from_static(br#"{"status":"ok"}"#);
+        return reply::json(session, ctx.request_id, alive).await.map(|()| true).map_err(Failure::Gone);
+    }
+    let key = authenticate(&shared.keys, &session.req_header().headers, ctx.ip, ctx.arrived_at);
+    let key = key.map_err(Failure::Denied)?;
+    ctx.key = Some(Arc::clone(&key));
+    let view = shared.view.load_full();
+    ctx.view = Some(Arc::clone(&view));
+    match route.action {
+        Action::Forward(dialect) => {
+            ctx.ask = Some(ask(shared, session, ctx, dialect).await?);
+            return Ok(false);
+        }
+        Action::ListModels => {
+            let list = serde_json::json!({
+                "object": "list",
+                "data": view.snapshot.models_for(&key).iter().map(|name| model_object(name)).collect::<Vec<_>>(),
+            });
+            reply::json(session, ctx.request_id, list.to_string().into()).await
+        }
+        Action::ShowModel => {
+            let name = session.req_header().uri.path().trim_start_matches(route.path).to_owned();
+            if view.snapshot.resolve(&name, &key).is_none() {
+                return Err(Failure::Denied(Denial::ModelNotFound { model: name }));
+            }
+            reply::json(session, ctx.request_id, model_object(&name).to_string().into()).await
+        }
+        Action::Health => Ok(()),
+    }
+    .map(|()| true)
+    .map_err(Failure::Gone)
+}
+
+/// Reads the body and resolves what it asks for.
+async fn ask(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, dialect: Dialect) -> Result<Ask, Failure> {
+    check_encoding(&session.req_header().headers).map_err(Failure::Denied)?;
+    let began = Instant::now();
+    let read = body::read(session, shared.settings.max_body_bytes, shared.settings.client_timeout).await;
+    ctx.waited_for_client = began.elapsed();
+    let body = read?;
+    let head = parse(&body).map_err(|error| {
+        Failure::Denied(Denial::InvalidBody { message: error.to_string(), param: error.param().map(str::to_owned) })
+    })?;
+    let (Some(view), Some(key)) = (&ctx.view, &ctx.key) else {
+        return Err(Failure::Denied(Denial::Internal));
+    };
+    let target = view
+        .snapshot
+        .resolve(&head.model, key)
+        .ok_or_else(|| Failure::Denied(Denial::ModelNotFound { model: head.model.clone() }))?;
+    Ok(Ask { dialect, body, head, target })
+}
+
+fn model_object(name: &str) -> serde_json::Value {
+    serde_json::json!({ "id": name, "object": "model", "created": 0, "owned_by": "tollgate" })
+}
+
+fn check_encoding(headers: &HeaderMap) -> Result<(), Denial> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if !encoding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(Denial::InvalidBody {
+            message: format!(
+                "This gateway does not accept compressed request bodies (content-encoding: {}). Send the JSON as it is.",
+                String::from_utf8_lossy(encoding.as_bytes()).escape_debug()
+            ),
+            param: None,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Finds the key that was presented and checks that it may be used, now and from here.
+fn authenticate(
+    keys: &KeyDirectory,
+    headers: &HeaderMap,
+    ip: Option<IpAddr>,
+    now: DateTime<Utc>,
+) -> Result<Arc<KeyEntry>, Denial> {
+    let presented = presented_key(headers).ok_or(Denial::MissingApiKey)?;
+    if !looks_like_key(presented) {
+        return Err(Denial::InvalidApiKey);
+    }
+    let key = keys.get(&KeyHash::of(presented)).ok_or(Denial::InvalidApiKey)?;
+    if key.revoked_at.is_some() || key.user.disabled {
+        return Err(Denial::KeyRevoked);
+    }
+    if key.expires_at.is_some_and(|at| at <= now) {
+        return Err(Denial::KeyExpired);
+    }
+    if !ip.map_or(key.allow_ip.is_empty(), |ip| key.allows_ip(ip)) {
+        return Err(Denial::IpNotAllowed);
+    }
+    Ok(key)
+}
+
+/// `Authorization: Bearer ...`, or `api-key: ...` as Azure clients send it.
+fn presented_key(headers: &HeaderMap) -> Option<&[u8]> {
+    let bearer = headers.get(header::AUTHORIZATION).map(http::HeaderValue::as_bytes).and_then(|value| {
+        let (scheme, rest) = value.split_at_checked(7)?;
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| rest.trim_ascii())
+    });
+    bearer.or_else(|| headers.get("api-key").map(|value| value.as_bytes().trim_ascii())).filter(|key| !key.is_empty())
+}
+
+/// The address of the client: that of the connection, or what trusted proxies report.
+///
+/// `x-forwarded-for` is read from the right, as long as the reporter is trusted: everything further left may be forged.
+fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(ip));
+    let mut client = peer;
+    let forwarded = headers.get_all("x-forwarded-for").iter().rev();
+    for entry in forwarded.filter_map(|value| value.to_str().ok()).flat_map(|value| value.rsplit(',')) {
+        if !is_trusted(client) {
+            break;
+        }
+        match entry.trim().parse::<IpAddr>() {
+            Ok(ip) => client = ip.to_canonical(),
+            Err(_) => break,
+        }
+    }
+    client
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
+        pairs.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn keys_are_read_from_both_headers() {
+        assert_eq!(presented_key(&headers(&[("authorization", "Bearer tg-a")])), Some(&b"tg-a"[..]));
+        assert_eq!(presented_key(&headers(&[("authorization", "bearer  tg-a ")])), Some(&b"tg-a"[..]));
+        assert_eq!(presented_key(&headers(&[("api-key", "tg-b")])), Some(&b"tg-b"[..]));
+        assert_eq!(presented_key(&headers(&[("authorization", "Basic x"), ("api-key", "tg-b")])), Some(&b"tg-b"[..]));
+        for none in [&[("authorization", "Bearer ")][..], &[("authorization", "Basic x")], &[("api-key", "")], &[]] {
+            assert_eq!(presented_key(&headers(none)), None, "{none:?}");
+        }
+    }
+
+    #[test]
+    fn forwarded_addresses_count_only_from_trusted_proxies() {
+        let trusted = [IpNet::parse("10.0.0.0/8").unwrap()];
+        let ip = |peer: &str, xff: &'static str| {
+            client_ip(peer.parse().unwrap(), &headers(&[("x-forwarded-for", xff)]), &trusted).to_string()
+        };
+        assert_eq!(ip("10.0.0.1", "1.2.3.4"), "1.2.3.4");
+        assert_eq!(ip("10.0.0.1", "6.6.6.6, 1.2.3.4, 10.0.0.2"), "1.2.3.4", "what stands further left may be forged");
+        assert_eq!(ip("9.9.9.9", "1.2.3.4"), "9.9.9.9", "who is not trusted cannot speak for others");
+        assert_eq!(ip("10.0.0.1", "nonsense"), "10.0.0.1");
+    }
+}

@@ -1,0 +1,221 @@
+//! Puts the server together: the only place that knows all parts.
+//!
+//! Everything that can fail fails in [`Assembly::build`], before a request is accepted: the database, the Fernet keys,
+//! the sockets, the certificate. [`Assembly::run`] then serves until it is told to stop.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use pingora_core::{
+    apps::HttpServerOptions,
+    server::{RunArgs, Server, configuration::ServerConf},
+    services::background::background_service,
+};
+use tokio::sync::watch;
+use tollgate_core::{
+    secret::Secret,
+    snapshot::Snapshot,
+    upstream::Upstream,
+};
+
+use crate::{
+    admin::Admin,
+    config::{Config, CredentialSource, UpstreamSpec},
+    drain::{Drain, Stop},
+    jobs::{
+        refresh::{Fixed, Refresh},
+        usage_writer::{Rules, UsageWriter},
+    },
+    journal::Journal,
+    listen::{DataPlane, bind},
+    metrics::Metrics,
+    peers::Peers,
+    proxy::Gateway,
+    secrets::{self, FernetKeys},
+    shared::{KeyDirectory, Settings, Shared, View},
+    store::Store,
+    tls,
+};
+
+/// How long the last usage may take to reach the database.
+const LAST_FLUSH: Duration = Duration::from_secs(10);
+
+/// A server that is ready to run.
+pub struct Assembly {
+    server: Server,
+    shared: Arc<Shared>,
+    writer: Arc<UsageWriter>,
+    listeners: watch::Sender<bool>,
+    grace: Duration,
+    /// Where it listens.
+    pub addresses: Addresses,
+}
+
+/// Where a server listens, port 0 resolved.
+#[derive(Clone, Debug, Default)]
+pub struct Addresses {
+    /// Plain HTTP.
+    pub plain: Vec<SocketAddr>,
+    /// HTTPS.
+    pub tls: Vec<SocketAddr>,
+    /// The admin plane.
+    pub admin: Option<SocketAddr>,
+}
+
+impl Assembly {
+    /// Opens the database, learns what is in it, and binds every socket.
+    ///
+    /// # Errors
+    /// What is wrong, with the setting it is about and the mend.
+    pub fn build(config: Config) -> anyhow::Result<Self> {
+        // Pools belong to the runtime they are made in; this one is gone before the server starts.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (shared, refresh, writer) = runtime.block_on(load(&config))?;
+        drop(runtime);
+        let (listeners, drain) = watch::channel(false);
+        let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
+        server.bootstrap();
+        let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain)?;
+        server.add_service(data_plane);
+        server.add_service(background_service("refresh", refresh));
+        let writer = background_service("usage writer", writer);
+        let kept = writer.task();
+        server.add_service(writer);
+        if let Some(address) = config.server.admin_listen {
+            let listener = bind("admin_listen", &address.to_string())?;
+            addresses.admin = Some(listener.local_addr()?);
+            server.add_service(background_service("admin", Admin::new(Arc::clone(&shared), listener)));
+        }
+        Ok(Self { server, shared, writer: kept, listeners, grace: config.server.grace_period, addresses })
+    }
+
+    /// Serves until `stop`, finishes what is under way, and writes the last usage.
+    ///
+    /// # Errors
+    /// If the last usage could not be written.
+    pub fn run(self, stop: Box<dyn Stop>) -> anyhow::Result<()> {
+        tracing::info!(
+            plain = ?self.addresses.plain,
+            tls = ?self.addresses.tls,
+            admin = ?self.addresses.admin,
+            keys = self.shared.keys.len(),
+            upstreams = self.shared.view.load().snapshot.members().len(),
+            "serving"
+        );
+        let requests = self.shared.in_flight.clone();
+        let drain = Drain { stop, listeners: self.listeners, requests, grace: self.grace };
+        self.server.run(RunArgs { shutdown_signal: Box::new(drain) });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(self.writer.drain(LAST_FLUSH))
+    }
+}
+
+async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWriter)> {
+    let url = config.store.url.expose();
+    let store = Store::open(url).await?;
+    store.migrate().await.context("[store] url: the database cannot be used")?;
+    let fernet = secrets::keys_for(config, &store).await?;
+    let (journal, receiver) = Journal::new();
+    let empty = View { snapshot: Snapshot::new(0, Vec::new(), config.models.clone()), peers: Peers::new(Vec::new()) };
+    let shared = Arc::new(Shared {
+        view: ArcSwap::from_pointee(empty),
+        keys: KeyDirectory::default(),
+        journal,
+        metrics: Metrics::try_new()?,
+        settings: Settings {
+            max_body_bytes: config.server.max_body_bytes,
+            max_attempts: config.retry.attempts,
+            trusted_proxies: config.server.trusted_proxies.clone(),
+            client_timeout: config.server.client_timeout,
+        },
+        in_flight: crate::shared::Requests::default(),
+    });
+    let fixed = Fixed {
+        upstreams: file_upstreams(&config.upstreams, &fernet)?,
+        models: config.models.clone(),
+        timeouts: config.upstream_defaults,
+        fernet,
+    };
+    let refresh = Refresh::new(Arc::clone(&shared), url.to_owned(), fixed);
+    refresh.step(&store).await?;
+    let rules = Rules { batch: config.usage.batch, flush_interval: config.usage.flush_interval };
+    let writer = UsageWriter::new(Arc::clone(&shared), url.to_owned(), rules, receiver);
+    store.close().await;
+    Ok((shared, refresh, writer))
+}
+
+/// The upstreams of the config file, with their credentials decrypted.
+///
+/// # Errors
+/// Names the upstream whose credential no Fernet key decrypts.
+pub fn file_upstreams(specs: &[UpstreamSpec], fernet: &FernetKeys) -> anyhow::Result<Vec<Arc<Upstream>>> {
+    specs.iter().map(|spec| file_upstream(spec, fernet).map(Arc::new)).collect()
+}
+
+fn file_upstream(spec: &UpstreamSpec, fernet: &FernetKeys) -> anyhow::Result<Upstream> {
+    let credential: Secret = match &spec.credential {
+        CredentialSource::Plain(secret) => secret.clone(),
+        CredentialSource::Fernet(token) => fernet.decrypt(token).with_context(|| {
+            format!("upstream {:?}: credential: no key of [secrets] fernet_keys_file decrypts it", spec.name)
+        })?,
+    };
+    Ok(Upstream {
+        id: None,
+        name: spec.name.clone(),
+        kind: spec.kind,
+        base_url: spec.base_url.clone(),
+        credential,
+        models: spec.models.clone(),
+        weight: spec.weight,
+        priority: spec.priority,
+        api_version: spec.api_version.clone(),
+        timeouts: spec.timeouts,
+        ca_pem: spec.ca_pem.clone(),
+        disabled: spec.disabled,
+    })
+}
+
+fn server_conf(config: &Config) -> ServerConf {
+    ServerConf {
+        threads: config.server.threads,
+        // One more than upstreams that are tried: a stale connection is tried anew.
+        max_retries: config.retry.attempts + 1,
+        upstream_keepalive_pool_size: config.server.keepalive_pool,
+        // `Drain` has waited already.
+        grace_period_seconds: Some(0),
+        graceful_shutdown_timeout_seconds: Some(1),
+        ..ServerConf::default()
+    }
+}
+
+fn data_plane(
+    config: &Config,
+    server: &Server,
+    shared: &Arc<Shared>,
+    drain: watch::Receiver<bool>,
+) -> anyhow::Result<(DataPlane, Addresses)> {
+    let mut proxy =
+        pingora_proxy::http_proxy_service(&server.configuration, Gateway::new(Arc::clone(shared)));
+    if let Some(app) = proxy.app_logic_mut() {
+        let mut options = HttpServerOptions::default();
+        options.h2c = true;
+        app.server_options = Some(options);
+    }
+    let mut plane = DataPlane::new(proxy, drain);
+    let mut addresses = Addresses::default();
+    for address in &config.server.listen {
+        addresses.plain.push(plane.add_plain(bind("listen", &address.to_string())?)?);
+    }
+    if let Some(tls) = &config.tls {
+        let store = Arc::new(tls::CertStore::new(Arc::clone(&tls.certified)));
+        for address in &config.server.tls_listen {
+            let settings = tls::listener_settings(Arc::clone(&store))?;
+            addresses.tls.push(plane.add_tls(bind("tls_listen", &address.to_string())?, settings)?);
+        }
+        let left = tls.expires_at.duration_since(std::time::SystemTime::now()).unwrap_or_default();
+        let expiry = shared.metrics.certificate_expiry_seconds.with_label_values(&["default"]);
+        expiry.set(i64::try_from(left.as_secs()).unwrap_or(i64::MAX));
+    }
+    Ok((plane, addresses))
+}

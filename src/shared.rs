@@ -1,0 +1,123 @@
+//! What the data plane knows: the whole world of `proxy`.
+//!
+//! Everything a request needs is in memory. The request path never asks the database: it may be down, and a request with
+//! an unknown key costs no query.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use arc_swap::ArcSwap;
+use tollgate_core::{
+    id::KeyId,
+    key::{IpNet, KeyEntry, KeyHash},
+    snapshot::Snapshot,
+};
+
+use crate::{journal::Journal, metrics::Metrics, peers::Peers};
+
+/// What must agree: upstreams and models, and how to connect to each upstream (by the same index).
+#[derive(Debug)]
+pub struct View {
+    /// Upstreams and models, resolved.
+    pub snapshot: Snapshot,
+    /// Connection settings of each member of the snapshot.
+    pub peers: Peers,
+}
+
+/// Settings of the data plane that do not change while it runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Largest body that is accepted, in bytes.
+    pub max_body_bytes: usize,
+    /// Upstreams tried for one request at the most.
+    pub max_attempts: usize,
+    /// Proxies in front of the gateway whose `x-forwarded-for` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// How long a client may take from one piece of its body to the next.
+    pub client_timeout: std::time::Duration,
+}
+
+/// The world of the data plane.
+#[derive(Debug)]
+pub struct Shared {
+    /// The current view; a request takes it once.
+    pub view: ArcSwap<View>,
+    /// Every key.
+    pub keys: KeyDirectory,
+    /// Where usage is handed over.
+    pub journal: Journal,
+    /// Every series.
+    pub metrics: Metrics,
+    /// What does not change.
+    pub settings: Settings,
+    /// Requests under way.
+    pub in_flight: Requests,
+}
+
+/// Counts the requests under way, so that a process that ends can wait for them.
+#[derive(Clone, Debug, Default)]
+pub struct Requests(Arc<AtomicUsize>);
+
+impl Requests {
+    /// Counts one request until the result is dropped.
+    #[must_use]
+    pub fn hold(&self) -> Held {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Held(Arc::clone(&self.0))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One request under way.
+#[derive(Debug)]
+pub struct Held(Arc<AtomicUsize>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Every key, by its hash. Reads take no lock; one job writes.
+#[derive(Debug, Default)]
+pub struct KeyDirectory {
+    by_hash: papaya::HashMap<KeyHash, Arc<KeyEntry>>,
+    hash_of: papaya::HashMap<KeyId, KeyHash>,
+}
+
+impl KeyDirectory {
+    /// The entry of a presented key.
+    #[must_use]
+    pub fn get(&self, hash: &KeyHash) -> Option<Arc<KeyEntry>> {
+        self.by_hash.pin().get(hash).map(Arc::clone)
+    }
+
+    /// Adds a key or replaces what is known of it, also when its secret was rotated.
+    pub fn put(&self, hash: KeyHash, entry: Arc<KeyEntry>) {
+        let by_hash = self.by_hash.pin();
+        let old = self.hash_of.pin().insert(entry.id, hash).copied();
+        by_hash.insert(hash, entry);
+        if let Some(old) = old.filter(|old| *old != hash) {
+            by_hash.remove(&old);
+        }
+    }
+
+    /// How many keys there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.by_hash.len()
+    }
+
+    /// Is there no key at all?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.by_hash.is_empty()
+    }
+}
