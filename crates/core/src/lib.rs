@@ -11,6 +11,7 @@ pub mod id;
 pub mod key;
 pub mod limit;
 pub mod pool;
+pub mod openai;
 pub mod price;
 pub mod route;
 pub mod secret;
