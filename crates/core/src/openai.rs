@@ -5,11 +5,19 @@
 //! odd white space included. So a new member of the API needs no release of the gateway.
 //!
 //! - [`request`] reads the head of a request body, [`rewrite`] splices into it;
+//! - [`response`] reads usage out of JSON answers, [`sse`] out of streams, where it can also hide it;
+//! - [`text`] finds prompt and output texts, to be counted where a provider reports no usage;
 
 pub mod request;
+pub mod response;
 pub mod rewrite;
+pub mod sse;
+pub mod text;
 
+mod chunk;
 mod json;
+mod passed;
+mod scan;
 
 /// The version prefix that every path of the route table begins with.
 pub(crate) const VERSION_PREFIX: &str = "/v1";

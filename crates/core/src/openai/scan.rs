@@ -1,0 +1,203 @@
+//! Finding one member in the bytes of a JSON document without parsing it.
+//!
+//! The stream meter looks at every chunk of every stream, so it searches (`memmem`) instead of parsing, and looks closer
+//! only where something was found. Two facts about JSON make that exact for a complete document:
+//!
+//! - **A quoted name followed by a colon is a key.** Within a string every quote is escaped, so the bytes `"usage"` can
+//!   only be a whole string or the end of one (`"a\"usage"`, told apart by the backslash before them), and of all strings
+//!   only keys are followed by a colon.
+//! - **Depth can be read from the end.** A key stands outside of strings, so brackets can be counted from there on. The
+//!   key belongs to the outermost object exactly if the first bracket that closes more than was opened is also the last
+//!   thing in the document.
+//!
+//! On anything else (garbage, half a document) the answer is "not found"; nothing here panics.
+
+use std::ops::Range;
+
+use memchr::{memchr2, memmem::Finder};
+
+/// Hits that are looked at before giving up. An honest document has one or two; the bound keeps a hostile one linear.
+pub(super) const MAX_HITS: usize = 16;
+
+/// A member of an object.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    /// Where its name begins, at the quote.
+    pub(super) start: usize,
+    /// Its value.
+    pub(super) value: Range<usize>,
+}
+
+/// The first member of the outermost object whose quoted name is the needle of `name`.
+pub(super) fn top_level(json: &[u8], name: &Finder<'_>) -> Option<Member> {
+    name.find_iter(json)
+        .take(MAX_HITS)
+        .filter_map(|hit| member_at(json, hit, name.needle().len()))
+        .find(|member| closes_the_document(json, member.value.end, 1))
+}
+
+/// The member whose quoted name of `name_len` bytes was found at `hit`, at any depth; `None`: it is not a key.
+pub(super) fn member_at(json: &[u8], hit: usize, name_len: usize) -> Option<Member> {
+    if hit > 0 && json[hit - 1] == b'\\' {
+        return None;
+    }
+    let colon = skip_space(json, hit + name_len);
+    if json.get(colon) != Some(&b':') {
+        return None;
+    }
+    let start = skip_space(json, colon + 1);
+    Some(Member { start: hit, value: start..value_end(json, start)? })
+}
+
+/// The last string among the values of all members of that name, at any depth, without its quotes and still escaped.
+pub(super) fn last_string<'a>(json: &'a [u8], name: &Finder<'_>) -> Option<&'a [u8]> {
+    name.find_iter(json)
+        .take(MAX_HITS)
+        .filter_map(|hit| member_at(json, hit, name.needle().len()))
+        .filter_map(|member| json[member.value].strip_prefix(b"\"")?.strip_suffix(b"\""))
+        .last()
+}
+
+/// Does the document end where `depth` more brackets than were opened since `at` are closed?
+///
+/// `at` must stand outside of strings.
+pub(super) fn closes_the_document(json: &[u8], mut at: usize, mut depth: usize) -> bool {
+    while let Some(&byte) = json.get(at) {
+        at += 1;
+        match byte {
+            b'"' => match string_end(json, at - 1) {
+                Some(end) => at = end,
+                None => return false,
+            },
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => {
+                depth -= 1;
+                if depth == 0 {
+                    return skip_space(json, at) == json.len();
+                }
+            }
+            _ => {}
+        }
+    }
+    false
+}
+
+/// What has to go so that `member` of the object around it was never there: the member, one comma, and the space that
+/// separated it from its neighbour.
+pub(super) fn cut_of(json: &[u8], member: &Member) -> Range<usize> {
+    let after = skip_space(json, member.value.end);
+    if json.get(after) == Some(&b',') {
+        return member.start..skip_space(json, after + 1);
+    }
+    let before = json[..member.start].trim_ascii_end();
+    let start = if before.ends_with(b",") { before.len() - 1 } else { member.start };
+    start..member.value.end
+}
+
+/// The first position from `at` on that is not white space.
+pub(super) fn skip_space(json: &[u8], at: usize) -> usize {
+    let rest = json.get(at..).unwrap_or_default();
+    rest.iter().position(|byte| !byte.is_ascii_whitespace()).map_or(json.len(), |space| at + space)
+}
+
+/// Where the value that begins at `start` ends; `None`: it does not end, or there is none.
+fn value_end(json: &[u8], start: usize) -> Option<usize> {
+    match json.get(start)? {
+        b'"' => string_end(json, start),
+        b'{' | b'[' => container_end(json, start),
+        _ => {
+            let ends = |byte: &u8| matches!(byte, b',' | b'}' | b']') || byte.is_ascii_whitespace();
+            let len = json[start..].iter().position(ends).unwrap_or(json.len() - start);
+            (len > 0).then_some(start + len)
+        }
+    }
+}
+
+fn container_end(json: &[u8], start: usize) -> Option<usize> {
+    let (mut at, mut depth) = (start, 0_usize);
+    loop {
+        match json.get(at)? {
+            b'"' => {
+                at = string_end(json, at)?;
+                continue;
+            }
+            b'{' | b'[' => depth += 1,
+            b'}' | b']' => depth -= 1,
+            _ => {}
+        }
+        at += 1;
+        if depth == 0 {
+            return Some(at);
+        }
+    }
+}
+
+/// Just behind the closing quote of the string that opens at `open`.
+fn string_end(json: &[u8], open: usize) -> Option<usize> {
+    let mut at = open + 1;
+    loop {
+        at += memchr2(b'"', b'\\', json.get(at..)?)?;
+        if json[at] == b'"' {
+            return Some(at + 1);
+        }
+        at += 2;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage_in(json: &str) -> Option<&str> {
+        top_level(json.as_bytes(), &Finder::new("\"usage\"")).map(|member| &json[member.value])
+    }
+
+    #[test]
+    fn only_a_key_of_the_outermost_object_is_found() {
+        let cases = [
+            (r#"{"usage":null}"#, Some("null")),
+            (r#"{ "a" : [1,{"b":"}"}] , "usage" : {"x":[{}]} , "c":"]" } "#, Some(r#"{"x":[{}]}"#)),
+            (r#"{"a":{"usage":1},"usage":2}"#, Some("2")),
+            (r#"{"usage":2,"a":{"usage":1}}"#, Some("2")),
+            (r#"{"a":{"usage":1}}"#, None),
+            (r#"{"a":[{"usage":1}],"b":2}"#, None),
+            (r#"{"a":"usage","b":1}"#, None),
+            (r#"{"a":"\"usage\":1"}"#, None),
+            (r#"{"a\"usage":1}"#, None),
+            (r#"{"a":"x\\","usage":1}"#, Some("1")),
+            (r#"{"usage":1"#, None),
+            (r#"{"usage":1}}"#, None),
+            (r#"{"usage":"#, None),
+            (r#"{"usage":}"#, None),
+            (r#"{"usage":"\"#, None),
+        ];
+        for (json, expected) in cases {
+            assert_eq!(usage_in(json), expected, "{json}");
+        }
+    }
+
+    #[test]
+    fn a_cut_leaves_what_would_have_stood_there() {
+        let cases = [
+            (r#"{"a":1,"usage":null}"#, r#"{"a":1}"#),
+            (r#"{"a":1, "usage": null}"#, r#"{"a":1}"#),
+            (r#"{"a":1, "usage": null, "b":2}"#, r#"{"a":1, "b":2}"#),
+            (r#"{"usage":{"x":1},"b":2}"#, r#"{"b":2}"#),
+            (r#"{"usage":null}"#, r#"{}"#),
+        ];
+        for (json, expected) in cases {
+            let member = top_level(json.as_bytes(), &Finder::new("\"usage\"")).unwrap();
+            let mut left = json.to_owned();
+            left.replace_range(cut_of(json.as_bytes(), &member), "");
+            assert_eq!(left, expected);
+        }
+    }
+
+    #[test]
+    fn many_false_hits_cost_linear_time() {
+        let json = format!("{{\"a\":{{{}\"z\":0}}}}", "\"usage\":0,".repeat(1 << 16));
+        let begun = std::time::Instant::now();
+        assert_eq!(usage_in(&json), None);
+        assert!(begun.elapsed().as_secs() < 5, "{:?}", begun.elapsed());
+    }
+}
