@@ -7,7 +7,9 @@
 //! - [`request`] reads the head of a request body, [`rewrite`] splices into it;
 //! - [`response`] reads usage out of JSON answers, [`sse`] out of streams, where it can also hide it;
 //! - [`text`] finds prompt and output texts, to be counted where a provider reports no usage;
+//! - [`error`] writes the error envelope, and scrubs the provider's.
 
+pub mod error;
 pub mod request;
 pub mod response;
 pub mod rewrite;
