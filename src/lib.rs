@@ -1,1 +1,4 @@
 //! tollgate: a self-hosted gateway for the OpenAI API, on Pingora.
+
+pub mod config;
+pub mod telemetry;

@@ -1,1 +1,3 @@
 //! The gateway's integration tests: one binary, a file per behaviour.
+
+mod config;

@@ -1,0 +1,257 @@
+//! The configuration: complete and validated before a socket is bound.
+//!
+//! [`load`] turns a TOML file into a [`Config`] in which everything is parsed, resolved and read: addresses, durations,
+//! certificates, prices. Nothing that runs later can fail because of what the file says. If anything is wrong, every problem
+//! is reported at once, each with file, line, setting and mend, and no part of the configuration is used.
+//!
+//! `load` reads files and nothing else of the world: the environment is an argument, there is no hidden state, and calling
+//! it again is all that a reload needs. Relative paths are relative to the working directory. The defaults are in the code,
+//! once; `conf/tollgate.toml` repeats them for people, and a test holds the two together.
+
+mod check;
+mod expand;
+mod files;
+mod problem;
+mod raw;
+mod server;
+mod suggest;
+mod table;
+mod units;
+mod upstreams;
+mod validate;
+
+use std::{
+    collections::HashMap,
+    fmt,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use rustls::sign::CertifiedKey;
+use tollgate_core::{
+    key::IpNet,
+    secret::Secret,
+    snapshot::ModelInfo,
+    upstream::{BaseUrl, ModelEntry, Timeouts, UpstreamKind},
+};
+
+pub use self::{
+    check::check,
+    expand::Env,
+    problem::{ConfigErrors, Problem},
+};
+use crate::telemetry::LogFormat;
+
+/// The file that is read if none is named and it is there.
+pub const DEFAULT_FILE: &str = "conf/tollgate.toml";
+/// Environment variable with the Fernet keys, comma-separated; the first encrypts.
+pub const FERNET_KEYS_VARIABLE: &str = "TOLLGATE_FERNET_KEYS";
+
+/// A configuration that can be run.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Where it was read from; `None`: the embedded defaults.
+    pub file: Option<PathBuf>,
+    /// `[server]`
+    pub server: Server,
+    /// `[tls]`; always there if there is a TLS listener.
+    pub tls: Option<Tls>,
+    /// `[store]`
+    pub store: Store,
+    /// `[usage]`
+    pub usage: Usage,
+    /// `[secrets]`
+    pub secrets: Secrets,
+    /// `[log]`
+    pub log: Log,
+    /// `[retry]`
+    pub retry: Retry,
+    /// `[upstream_defaults]`: for upstreams that are not in the file, and for what one in the file leaves out.
+    pub upstream_defaults: Timeouts,
+    /// Every `[[upstream]]`, in the order of the file.
+    pub upstreams: Vec<UpstreamSpec>,
+    /// Every `[models.*]`, by name.
+    pub models: HashMap<String, ModelInfo>,
+    /// What can be run, but may not be meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Listeners and what holds for every request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Server {
+    /// Plain HTTP listeners of the data plane.
+    pub listen: Vec<SocketAddr>,
+    /// HTTPS listeners of the data plane.
+    pub tls_listen: Vec<SocketAddr>,
+    /// Listener of the admin plane; `None`: there is none.
+    pub admin_listen: Option<SocketAddr>,
+    /// Proxies in front of the gateway whose `x-forwarded-for` is believed.
+    pub trusted_proxies: Vec<IpNet>,
+    /// Largest body that is accepted, in bytes.
+    pub max_body_bytes: usize,
+    /// Worker threads; at least 1.
+    pub threads: usize,
+    /// How long a client may take from one piece of its request to the next.
+    pub client_timeout: Duration,
+    /// How long requests in flight may take to finish when the gateway stops.
+    pub grace_period: Duration,
+    /// Idle connections to upstreams that are kept for reuse.
+    pub keepalive_pool: usize,
+}
+
+/// The certificate of the TLS listeners, read and checked: the key fits it and it has not expired.
+#[derive(Clone)]
+pub struct Tls {
+    /// File with the certificate chain, in PEM.
+    pub cert: PathBuf,
+    /// File with the private key, in PEM.
+    pub key: PathBuf,
+    /// Both, as rustls takes them.
+    pub certified: Arc<CertifiedKey>,
+    /// When the certificate expires.
+    pub expires_at: SystemTime,
+}
+
+impl PartialEq for Tls {
+    fn eq(&self, other: &Self) -> bool {
+        // The key was checked to fit the certificate, so equal certificates have equal keys.
+        self.cert == other.cert && self.key == other.key && self.certified.cert == other.certified.cert
+    }
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Tls");
+        shown.field("cert", &self.cert).field("key", &self.key).field("expires_at", &self.expires_at);
+        shown.finish_non_exhaustive()
+    }
+}
+
+/// Which database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// A file of this machine.
+    Sqlite,
+    /// A server.
+    Postgres,
+}
+
+/// The database.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Store {
+    /// Which database.
+    pub kind: StoreKind,
+    /// Where it is. A secret, because it may hold a password.
+    pub url: Secret,
+}
+
+/// How usage gets to the database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Longest time that a record waits for others.
+    pub flush_interval: Duration,
+    /// Most records of one transaction.
+    pub batch: usize,
+}
+
+/// Keys that encrypt upstreams' credentials.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Secrets {
+    /// Fernet keys, checked; the first encrypts. Empty: the file is not there yet and must be made.
+    pub fernet_keys: Vec<Secret>,
+    /// Where they are kept, unless the environment holds them.
+    pub fernet_keys_file: PathBuf,
+}
+
+/// The log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// How lines look.
+    pub format: LogFormat,
+    /// Which lines there are, in `tracing`'s filter syntax.
+    pub level: String,
+}
+
+/// How failed attempts are repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    /// Upstreams tried for one request at the most; at least 1.
+    pub attempts: usize,
+}
+
+/// An upstream's secret as the file holds it.
+#[derive(Clone, PartialEq)]
+pub enum CredentialSource {
+    /// The secret itself.
+    Plain(Secret),
+    /// A Fernet token, without the `fernet:` before it. One of [`Secrets::fernet_keys`] decrypts it.
+    Fernet(String),
+}
+
+impl fmt::Debug for CredentialSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Plain(_) => "Plain([secret])",
+            Self::Fernet(_) => "Fernet([token])",
+        })
+    }
+}
+
+/// One `[[upstream]]`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UpstreamSpec {
+    /// Unique name, the label in metrics.
+    pub name: String,
+    /// How it wants to be spoken to.
+    pub kind: UpstreamKind,
+    /// Where it is.
+    pub base_url: BaseUrl,
+    /// The provider's secret.
+    pub credential: CredentialSource,
+    /// What it serves; empty stands for `*`.
+    pub models: Vec<ModelEntry>,
+    /// Share of the work among upstreams of the same priority, 0 to 1000.
+    pub weight: u32,
+    /// Lower numbers are used first.
+    pub priority: u32,
+    /// Azure's `api-version`.
+    pub api_version: Option<String>,
+    /// A disabled upstream gets no work.
+    pub disabled: bool,
+    /// Certificate authorities to trust for it, in PEM, checked; `None`: the system's.
+    pub ca_pem: Option<String>,
+    /// How long it may take.
+    pub timeouts: Timeouts,
+}
+
+/// Reads `path`; without one, [`DEFAULT_FILE`] if it is there, else the embedded defaults.
+///
+/// # Errors
+/// Every problem of the configuration.
+pub fn load(path: Option<&Path>, env: Env<'_>) -> Result<Config, ConfigErrors> {
+    let default = Path::new(DEFAULT_FILE);
+    let file = path.or_else(|| default.exists().then_some(default));
+    let Some(file) = file else { return parse(None, "", env) };
+    match files::read_text(file) {
+        Ok(text) => parse(Some(file), &text, env),
+        Err(message) => {
+            let problem = Problem { file: file.display().to_string(), line: None, setting: String::new(), message };
+            Err(ConfigErrors { problems: vec![problem], warnings: Vec::new() })
+        }
+    }
+}
+
+/// Reads a configuration from `text`, which `file` names in messages.
+///
+/// # Errors
+/// Every problem of the configuration.
+pub fn parse(file: Option<&Path>, text: &str, env: Env<'_>) -> Result<Config, ConfigErrors> {
+    let (config, findings) = validate::read(file, text, env);
+    if findings.problems.is_empty() {
+        Ok(Config { warnings: findings.warnings, ..config })
+    } else {
+        Err(ConfigErrors { problems: findings.problems, warnings: findings.warnings })
+    }
+}

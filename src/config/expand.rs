@@ -1,0 +1,123 @@
+//! `${VAR}` in a string: the value of an environment variable.
+//!
+//! A variable that is not set is a mistake, not an empty text: a gateway that starts with an empty credential fails later
+//! and elsewhere. `$${` stands for a literal `${`; every other `$` stands for itself. What a variable holds is not looked
+//! at again, so a value with `${` in it cannot reach for other variables.
+
+use std::borrow::Cow;
+
+/// Looks up environment variables; an argument, so that nothing below `main` touches the process's environment.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+/// Replaces every `${VAR}` of `text`.
+///
+/// # Errors
+/// A sentence that names every variable that is missing, or the reference that is not one.
+pub(super) fn expand<'t>(text: &'t str, env: Env<'_>) -> Result<Cow<'t, str>, String> {
+    if !text.contains("${") {
+        return Ok(Cow::Borrowed(text));
+    }
+    let (mut done, mut rest, mut missing) = (String::with_capacity(text.len()), text, Vec::new());
+    while let Some(at) = rest.find("${") {
+        let (before, reference) = (&rest[..at], &rest[at + 2..]);
+        if let Some(before) = before.strip_suffix('$') {
+            done.push_str(before);
+            done.push_str("${");
+            rest = reference;
+            continue;
+        }
+        done.push_str(before);
+        let (name, after) = split_name(reference)?;
+        match env(name) {
+            Some(value) => done.push_str(&value),
+            None => missing.push(name),
+        }
+        rest = after;
+    }
+    done.push_str(rest);
+    if missing.is_empty() { Ok(Cow::Owned(done)) } else { Err(not_set(&missing)) }
+}
+
+fn split_name(reference: &str) -> Result<(&str, &str), String> {
+    let name_like = |name: &str| {
+        !name.starts_with(|c: char| c.is_ascii_digit())
+            && !name.is_empty()
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    };
+    reference
+        .split_once('}')
+        .filter(|(name, _)| name_like(name))
+        .ok_or_else(|| "contains \"${\" that is not followed by a variable's name and \"}\": write ${NAME}, or $${ for a literal ${".to_owned())
+}
+
+fn not_set(names: &[&str]) -> String {
+    match names {
+        [name] => format!("the environment variable {name} is not set: set it, or write $${{ for a literal ${{"),
+        _ => format!(
+            "the environment variables {} are not set: set them, or write $${{ for a literal ${{",
+            names.join(", ")
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::expand;
+
+    fn env(name: &str) -> Option<String> {
+        match name {
+            "KEY" => Some("sk-1".into()),
+            "EMPTY" => Some(String::new()),
+            "NESTED" => Some("${KEY}".into()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn variables_are_replaced() {
+        let cases = [
+            ("plain", "plain"),
+            ("${KEY}", "sk-1"),
+            ("a${KEY}b${KEY}", "ask-1bsk-1"),
+            ("${EMPTY}", ""),
+            ("${NESTED}", "${KEY}"),
+            ("$${KEY}", "${KEY}"),
+            ("$$${KEY}", "$${KEY}"),
+            ("$5 $KEY }{", "$5 $KEY }{"),
+        ];
+        for (text, expected) in cases {
+            assert_eq!(expand(text, &env).as_deref(), Ok(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn missing_variables_and_broken_references_are_named() {
+        assert!(expand("${A} ${KEY} ${B}", &env).unwrap_err().contains("A, B are not set"));
+        assert!(expand("x${NO_SUCH}", &env).unwrap_err().contains("NO_SUCH is not set"));
+        for broken in ["${", "${}", "${KEY", "${1A}", "${a b}", "${KEY:-x}"] {
+            assert!(expand(broken, &env).unwrap_err().contains("write ${NAME}"), "{broken}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn an_escaped_text_comes_back_as_it_was(text in "[a${}_ é]{0,24}") {
+            let escaped = text.replace("${", "$${");
+            prop_assert_eq!(expand(&escaped, &env), Ok(text.into()));
+        }
+
+        #[test]
+        fn a_value_is_inserted_as_it_is(value in ".{0,24}", before in "[^$]{0,8}", after in "[^$]{0,8}") {
+            let text = format!("{before}${{V}}{after}");
+            let lookup = |name: &str| (name == "V").then(|| value.clone());
+            prop_assert_eq!(expand(&text, &lookup).unwrap(), format!("{before}{value}{after}"));
+        }
+
+        #[test]
+        fn nothing_crashes(text in ".{0,40}") {
+            drop(expand(&text, &env));
+        }
+    }
+}
