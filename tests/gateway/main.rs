@@ -2,3 +2,7 @@
 
 mod config;
 mod layering;
+#![expect(clippy::unwrap_used, reason = "a test may panic, and the helpers of tests are tests")]
+
+mod store;
+mod support;

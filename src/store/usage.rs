@@ -1,0 +1,201 @@
+//! Writing usage: `request_log` and its sums, together, each request once.
+//!
+//! A batch is one transaction. A request that is in the log already (the journal hands it over again after a crash, or
+//! a commit whose answer was lost) is left out of the sums too, so writing a batch twice is the same as writing it once.
+//!
+//! No record can keep a batch from being written, or a journal would never empty again. Therefore, beside the numbers
+//! (see [`number`](super::number)): texts that clients and providers choose are cut to what an index takes and freed of
+//! NUL, which PostgreSQL has no place for; sums stop at the largest number instead of failing; nothing is referenced.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Datelike, NaiveDate, SubsecRound, Utc};
+use tollgate_core::usage::UsageRecord;
+use uuid::Uuid;
+
+use super::{
+    Pool, Store, StoreError,
+    number::{big, small},
+    usage_postgres, usage_sqlite,
+};
+
+/// Longest text of a record, in characters. An index entry of PostgreSQL must stay below 2704 bytes.
+const MAX_TEXT: usize = 256;
+
+/// Columns of `request_log`, in the order in which both writers bind them.
+macro_rules! log_columns {
+    () => {
+        "request_id, started_at, user_id, key_id, ip, route, model, upstream_model, upstream, attempts, status, stream,
+         code, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens, estimated, interrupted,
+         cost_nano_usd, ttft_ms, duration_ms, overhead_us, finish_reason, user_agent, client_request_id,
+         provider_request_id"
+    };
+}
+/// Columns of `usage_daily` and `usage_monthly` after the date, in the order in which both writers bind them.
+macro_rules! sum_columns {
+    () => {
+        "user_id, key_id, model, upstream, requests, prompt_tokens, completion_tokens, total_tokens, cached_tokens,
+         cost_nano_usd"
+    };
+}
+/// The statement that adds sums to a table. Numbers are never negative, so the subtraction cannot overflow.
+macro_rules! add_sums {
+    ($table:literal, $date:literal, $values:literal) => {
+        concat!(
+            "INSERT INTO ", $table, " (", $date, ", ", sum_columns!(), ") ", $values,
+            " ON CONFLICT (", $date, ", user_id, key_id, model, upstream) DO UPDATE SET ",
+            add_sums!(@add $table, "requests"), ", ", add_sums!(@add $table, "prompt_tokens"), ", ",
+            add_sums!(@add $table, "completion_tokens"), ", ", add_sums!(@add $table, "total_tokens"), ", ",
+            add_sums!(@add $table, "cached_tokens"), ", ", add_sums!(@add $table, "cost_nano_usd")
+        )
+    };
+    (@add $table:literal, $column:literal) => {
+        concat!(
+            $column, " = CASE WHEN ", $table, ".", $column, " > 9223372036854775807 - excluded.", $column,
+            " THEN 9223372036854775807 ELSE ", $table, ".", $column, " + excluded.", $column, " END"
+        )
+    };
+}
+pub(super) use {add_sums, log_columns, sum_columns};
+
+/// A row of `request_log`, in the types of its columns.
+pub(super) struct LogRow {
+    pub(super) request_id: Uuid,
+    pub(super) started_at: DateTime<Utc>,
+    pub(super) user_id: i64,
+    pub(super) key_id: i64,
+    pub(super) ip: Option<String>,
+    pub(super) route: &'static str,
+    pub(super) model: String,
+    pub(super) upstream_model: Option<String>,
+    pub(super) upstream: Option<String>,
+    pub(super) attempts: String,
+    pub(super) status: i32,
+    pub(super) stream: bool,
+    pub(super) code: Option<String>,
+    pub(super) prompt_tokens: i64,
+    pub(super) completion_tokens: i64,
+    pub(super) total_tokens: i64,
+    pub(super) cached_tokens: i64,
+    pub(super) reasoning_tokens: i64,
+    pub(super) audio_tokens: i64,
+    pub(super) estimated: bool,
+    pub(super) interrupted: bool,
+    pub(super) cost_nano_usd: i64,
+    pub(super) ttft_ms: Option<i32>,
+    pub(super) duration_ms: i32,
+    pub(super) overhead_us: i32,
+    pub(super) finish_reason: Option<String>,
+    pub(super) user_agent: Option<String>,
+    pub(super) client_request_id: Option<String>,
+    pub(super) provider_request_id: Option<String>,
+}
+
+impl From<&UsageRecord> for LogRow {
+    fn from(record: &UsageRecord) -> Self {
+        let usage = &record.usage;
+        Self {
+            request_id: record.request_id,
+            started_at: record.started_at.trunc_subsecs(6),
+            user_id: record.user_id.0,
+            key_id: record.key_id.0,
+            ip: record.ip.map(|ip| ip.to_canonical().to_string()),
+            route: record.route,
+            model: storable(&record.model),
+            upstream_model: record.upstream_model.as_deref().map(storable),
+            upstream: record.upstream.as_deref().map(storable),
+            // JSON writes NUL as \u0000, which jsonb refuses as well.
+            attempts: serde_json::json!(record.attempts).to_string().replace("\\u0000", "\\ufffd"),
+            status: i32::from(record.status),
+            stream: record.stream,
+            code: record.code.as_deref().map(storable),
+            prompt_tokens: big(usage.prompt_tokens),
+            completion_tokens: big(usage.completion_tokens),
+            total_tokens: big(usage.total_tokens()),
+            cached_tokens: big(usage.cached_tokens),
+            reasoning_tokens: big(usage.reasoning_tokens),
+            audio_tokens: big(usage.audio_tokens),
+            estimated: record.estimated,
+            interrupted: record.interrupted,
+            cost_nano_usd: big(record.cost_nano_usd),
+            ttft_ms: record.ttft_ms.map(small),
+            duration_ms: small(record.duration_ms),
+            overhead_us: small(record.overhead_us),
+            finish_reason: record.finish_reason.as_deref().map(storable),
+            user_agent: record.user_agent.as_deref().map(storable),
+            client_request_id: record.client_request_id.as_deref().map(storable),
+            provider_request_id: record.provider_request_id.as_deref().map(storable),
+        }
+    }
+}
+
+fn storable(text: &str) -> String {
+    text.chars().take(MAX_TEXT).map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// What one row of the sums is about. Their order is that in which rows are locked, the same for every writer.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct SumKey {
+    pub(super) date: NaiveDate,
+    pub(super) user_id: i64,
+    pub(super) key_id: i64,
+    pub(super) model: String,
+    pub(super) upstream: String,
+}
+
+/// What is added to one row of the sums.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sum {
+    pub(super) requests: i64,
+    pub(super) prompt_tokens: i64,
+    pub(super) completion_tokens: i64,
+    pub(super) total_tokens: i64,
+    pub(super) cached_tokens: i64,
+    pub(super) cost_nano_usd: i64,
+}
+
+impl Sum {
+    fn add(&mut self, row: &LogRow) {
+        let add = |sum: &mut i64, n: i64| *sum = sum.saturating_add(n);
+        add(&mut self.requests, 1);
+        add(&mut self.prompt_tokens, row.prompt_tokens);
+        add(&mut self.completion_tokens, row.completion_tokens);
+        add(&mut self.total_tokens, row.total_tokens);
+        add(&mut self.cached_tokens, row.cached_tokens);
+        add(&mut self.cost_nano_usd, row.cost_nano_usd);
+    }
+}
+
+pub(super) type Sums = BTreeMap<SumKey, Sum>;
+
+/// The sums of `rows` by day and by month.
+pub(super) fn sum_up<'a>(rows: impl IntoIterator<Item = &'a LogRow>) -> (Sums, Sums) {
+    let (mut daily, mut monthly) = (Sums::new(), Sums::new());
+    for row in rows {
+        let day = SumKey {
+            date: row.started_at.date_naive(),
+            user_id: row.user_id,
+            key_id: row.key_id,
+            model: row.model.clone(),
+            upstream: row.upstream.clone().unwrap_or_default(),
+        };
+        let month = SumKey { date: day.date.with_day(1).unwrap_or(day.date), ..day.clone() };
+        daily.entry(day).or_default().add(row);
+        monthly.entry(month).or_default().add(row);
+    }
+    (daily, monthly)
+}
+
+impl Store {
+    /// Writes a batch to `request_log` and the sums; gives how many of the records were new.
+    ///
+    /// # Errors
+    /// The database's. Then nothing of the batch is written.
+    pub async fn write_usage(&self, records: &[UsageRecord]) -> Result<u64, StoreError> {
+        let rows: Vec<LogRow> = records.iter().map(LogRow::from).collect();
+        match &self.pool {
+            Pool::Sqlite(pool) => usage_sqlite::write(pool, &rows).await,
+            Pool::Postgres(pool) => usage_postgres::write(pool, &rows).await,
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Writing usage to PostgreSQL: three statements per batch, whatever its size, with one array per column.
+
+use std::collections::HashSet;
+
+use sqlx::{PgPool, Postgres, Transaction};
+use uuid::Uuid;
+
+use super::{
+    StoreError,
+    usage::{LogRow, Sum, SumKey, Sums, add_sums, log_columns, sum_columns, sum_up},
+};
+
+/// Binds one array per column of `$rows`.
+macro_rules! bind_columns {
+    ($query:expr, $rows:expr, |$row:ident| $($column:expr),+ $(,)?) => {
+        $query$(.bind($rows.iter().map(|$row| $column).collect::<Vec<_>>()))+
+    };
+}
+
+pub(super) async fn write(pool: &PgPool, rows: &[LogRow]) -> Result<u64, StoreError> {
+    let mut tx = pool.begin().await?;
+    let mut new = insert(&mut tx, rows).await?;
+    let count = new.len() as u64;
+    // Taking the ids out counts a record that is twice in the batch once.
+    let (daily, monthly) = sum_up(rows.iter().filter(|row| new.remove(&row.request_id)));
+    add(&mut tx, &daily, add_sums!("usage_daily", "day", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
+    add(&mut tx, &monthly, add_sums!("usage_monthly", "month", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
+    tx.commit().await?;
+    Ok(count)
+}
+
+/// The ids of the rows that were not there yet.
+async fn insert(tx: &mut Transaction<'_, Postgres>, rows: &[LogRow]) -> Result<HashSet<Uuid>, StoreError> {
+    const INSERT: &str = concat!(
+        "INSERT INTO request_log (",
+        log_columns!(),
+        ") SELECT * FROM UNNEST(
+             $1::uuid[], $2::timestamptz[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::text[],
+             $9::text[], $10::text[]::jsonb[], $11::integer[], $12::boolean[], $13::text[], $14::bigint[],
+             $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::boolean[], $20::boolean[],
+             $21::bigint[], $22::integer[], $23::integer[], $24::integer[], $25::text[], $26::text[], $27::text[],
+             $28::text[])
+         ON CONFLICT DO NOTHING RETURNING request_id"
+    );
+    let insert = bind_columns!(
+        sqlx::query_scalar(INSERT),
+        rows,
+        |row| row.request_id,
+        row.started_at,
+        row.user_id,
+        row.key_id,
+        row.ip.as_deref(),
+        row.route,
+        row.model.as_str(),
+        row.upstream_model.as_deref(),
+        row.upstream.as_deref(),
+        row.attempts.as_str(),
+        row.status,
+        row.stream,
+        row.code.as_deref(),
+        row.prompt_tokens,
+        row.completion_tokens,
+        row.cached_tokens,
+        row.reasoning_tokens,
+        row.audio_tokens,
+        row.estimated,
+        row.interrupted,
+        row.cost_nano_usd,
+        row.ttft_ms,
+        row.duration_ms,
+        row.overhead_us,
+        row.finish_reason.as_deref(),
+        row.user_agent.as_deref(),
+        row.client_request_id.as_deref(),
+        row.provider_request_id.as_deref(),
+    );
+    let new: Vec<Uuid> = insert.fetch_all(&mut **tx).await?;
+    Ok(new.into_iter().collect())
+}
+
+async fn add(tx: &mut Transaction<'_, Postgres>, sums: &Sums, statement: &'static str) -> Result<(), StoreError> {
+    let rows: Vec<(&SumKey, &Sum)> = sums.iter().collect();
+    bind_columns!(
+        sqlx::query(statement),
+        rows,
+        |row| row.0.date,
+        row.0.user_id,
+        row.0.key_id,
+        row.0.model.as_str(),
+        row.0.upstream.as_str(),
+        row.1.requests,
+        row.1.prompt_tokens,
+        row.1.completion_tokens,
+        row.1.total_tokens,
+        row.1.cached_tokens,
+        row.1.cost_nano_usd,
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,570 @@
+//! The store's conformance suite: every test runs against SQLite and against PostgreSQL.
+
+use std::time::Duration;
+
+use chrono::{DateTime, NaiveDate, Utc};
+use tollgate::store::{AuditFilter, GroupBy, KeySpec, Store, StoreError, UpstreamSpec, UsageQuery, UserSpec};
+use tollgate_core::{
+    id::{KeyId, UserId},
+    key::{ApiKey, IpNet},
+    limit::Limits,
+    upstream::{BaseUrl, ModelEntry, UpstreamKind},
+    usage::{Attempt, Usage, UsageRecord},
+};
+use uuid::Uuid;
+
+use crate::support::postgres;
+
+/// A database that goes with the test.
+struct Database {
+    url: String,
+    _directory: Option<tempfile::TempDir>,
+}
+
+impl Database {
+    fn sqlite() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}/made/tollgate.db", directory.path().display());
+        Self { url, _directory: Some(directory) }
+    }
+
+    fn postgres() -> Self {
+        Self { url: postgres::database(), _directory: None }
+    }
+
+    /// Another handle, as another process would have it.
+    async fn store(&self) -> Store {
+        let store = Store::open(&self.url).await.unwrap();
+        store.migrate().await.unwrap();
+        store
+    }
+}
+
+macro_rules! on_both_databases {
+    ($($name:ident,)+) => {
+        mod sqlite { $(#[tokio::test] async fn $name() { super::$name(super::Database::sqlite()).await; })+ }
+        mod postgresql { $(#[tokio::test] async fn $name() { super::$name(super::Database::postgres()).await; })+ }
+    };
+}
+
+on_both_databases! {
+    migrating_twice_and_at_once_is_harmless,
+    an_empty_database_says_how_to_make_its_tables,
+    users_keep_what_was_said_about_them,
+    names_are_unique_and_checked,
+    keys_keep_what_was_said_about_them,
+    a_key_is_found_by_id_name_and_owner,
+    upstreams_keep_what_was_said_and_only_ciphertext,
+    a_gateway_sees_what_changed_and_nothing_else,
+    a_gateway_that_has_seen_more_than_there_is_starts_over,
+    changes_are_announced,
+    writers_at_once_leave_no_gap,
+    every_change_leaves_a_row_in_the_admin_log,
+    usage_is_counted_once,
+    batches_at_once_are_counted_once,
+    no_record_can_block_a_batch,
+    sums_stop_at_the_largest_number,
+    usage_is_reported_by_everything,
+    the_log_is_read_newest_first_in_pages,
+    the_log_is_filtered,
+    facts_are_recorded_once,
+}
+
+async fn migrating_twice_and_at_once_is_harmless(database: Database) {
+    let opened = [Store::open(&database.url).await.unwrap(), Store::open(&database.url).await.unwrap()];
+    let (a, b) = tokio::join!(opened[0].migrate(), opened[1].migrate());
+    a.unwrap();
+    b.unwrap();
+    opened[0].migrate().await.unwrap();
+    assert_eq!(opened[0].users().await.unwrap(), vec![]);
+}
+
+async fn an_empty_database_says_how_to_make_its_tables(database: Database) {
+    let store = Store::open(&database.url).await.unwrap();
+    let error = store.users().await.unwrap_err();
+    assert!(matches!(error, StoreError::NotInitialised(_)), "{error:?}");
+    assert!(error.to_string().contains("tollgate init"), "{error}");
+}
+
+fn alice() -> UserSpec {
+    UserSpec {
+        name: "alice".into(),
+        disabled: false,
+        limits: Limits { rpm: Some(60), tpm: Some(u64::MAX), concurrency: None },
+        monthly_tokens: Some(1_000_000),
+        monthly_nano_usd: Some(12_500_000_000),
+    }
+}
+
+async fn users_keep_what_was_said_about_them(database: Database) {
+    let store = database.store().await;
+    let user = store.create_user(&alice(), "test").await.unwrap();
+    // A number too large for the column becomes the largest that fits.
+    let stored = UserSpec { limits: Limits { tpm: Some(i64::MAX as u64), ..alice().limits }, ..alice() };
+    assert_eq!(user.spec, stored);
+    assert!((Utc::now() - user.created_at).num_seconds() < 60);
+    assert_eq!(store.find_user("alice").await.unwrap(), user);
+    assert_eq!(store.find_user(&user.id.to_string()).await.unwrap(), user);
+    assert_eq!(store.users().await.unwrap().as_slice(), std::slice::from_ref(&user));
+
+    let changed = store
+        .update_user(user.id, "test", |spec| {
+            spec.disabled = true;
+            spec.limits.tpm = None;
+        })
+        .await
+        .unwrap();
+    assert_eq!(changed.spec, UserSpec { disabled: true, limits: Limits { tpm: None, ..stored.limits }, ..stored });
+    let again = store.update_user(user.id, "test", |spec| spec.disabled = true).await.unwrap();
+    assert_eq!(again.disabled_at, changed.disabled_at, "disabling again keeps the time");
+    assert_eq!(store.find_user("alice").await.unwrap(), again);
+    assert!(again.to_user().disabled);
+    assert_eq!(store.update_user(user.id, "test", |spec| spec.disabled = false).await.unwrap().disabled_at, None);
+}
+
+async fn names_are_unique_and_checked(database: Database) {
+    let store = database.store().await;
+    let user = store.create_user(&alice(), "test").await.unwrap();
+    let bob = store.create_user(&UserSpec { name: "bob".into(), ..alice() }, "test").await.unwrap();
+    let text = |error: StoreError| {
+        assert!(error.is_client_error(), "{error:?}");
+        error.to_string()
+    };
+    let taken = "a user named \"alice\" exists already";
+    assert_eq!(text(store.create_user(&alice(), "test").await.unwrap_err()), taken);
+    assert_eq!(text(store.update_user(bob.id, "test", |b| b.name = "alice".into()).await.unwrap_err()), taken);
+    assert!(text(store.find_user("carol").await.unwrap_err()).contains("tollgate user list"));
+    assert!(text(store.update_user(UserId(99), "test", |_| {}).await.unwrap_err()).contains("99"));
+    assert!(
+        text(store.create_user(&UserSpec { name: "42".into(), ..alice() }, "test").await.unwrap_err()).contains("id")
+    );
+
+    let spec = KeySpec { name: "ci".into(), ..KeySpec::default() };
+    let key = store.create_key(user.id, &spec, &api_key(1), "test").await.unwrap();
+    assert!(text(store.create_key(user.id, &spec, &api_key(2), "test").await.unwrap_err()).contains("\"ci\" already"));
+    store.revoke_key(key.id, "test").await.unwrap();
+    store.create_key(user.id, &spec, &api_key(2), "test").await.expect("a revoked key gives its name free");
+    store.create_upstream(&openai(), "test").await.unwrap();
+    assert_eq!(
+        text(store.create_upstream(&openai(), "test").await.unwrap_err()),
+        "an upstream named \"main\" exists already"
+    );
+    assert_eq!(store.users().await.unwrap().len(), 2, "a refused change leaves nothing");
+}
+
+fn api_key(n: u8) -> ApiKey {
+    ApiKey::from_random(&[n; 32])
+}
+
+async fn keys_keep_what_was_said_about_them(database: Database) {
+    let store = database.store().await;
+    let user = store.create_user(&alice(), "test").await.unwrap();
+    let spec = KeySpec {
+        name: "ci".into(),
+        models: vec!["gpt-4o".into(), "o3*".into()],
+        allow_ip: vec![IpNet::parse("10.0.0.0/8").unwrap(), IpNet::parse("::1").unwrap()],
+        limits: Limits { rpm: Some(1), tpm: None, concurrency: Some(u32::MAX) },
+        monthly_tokens: Some(7),
+        expires_at: Some("2030-01-02T03:04:05.678901Z".parse().unwrap()),
+    };
+    let key = store.create_key(user.id, &spec, &api_key(1), "test").await.unwrap();
+    assert_eq!((&key.spec, key.user_name.as_str(), key.prefix.as_str()), (&spec, "alice", api_key(1).prefix()));
+    assert_eq!(key.hash, api_key(1).hash());
+    assert_eq!(store.find_key("ci").await.unwrap(), key);
+
+    let changed = store.update_key(key.id, "test", |spec| spec.models = vec![]).await.unwrap();
+    assert_eq!(changed.spec, KeySpec { models: vec![], ..spec });
+    let rotated = store.rotate_key(key.id, &api_key(9), "test").await.unwrap();
+    assert_eq!((rotated.id, rotated.hash), (key.id, api_key(9).hash()));
+    assert_eq!(rotated.prefix, api_key(9).prefix());
+
+    store.revoke_key(key.id, "test").await.unwrap();
+    let revoked = store.find_key("ci").await.unwrap();
+    assert!(revoked.revoked_at.is_some());
+    store.revoke_key(key.id, "test").await.unwrap();
+    assert_eq!(store.find_key("ci").await.unwrap(), revoked, "revoking again keeps the time");
+    let error = store.rotate_key(key.id, &api_key(3), "test").await.unwrap_err();
+    assert!(error.to_string().contains("revoked"), "{error}");
+}
+
+async fn a_key_is_found_by_id_name_and_owner(database: Database) {
+    let store = database.store().await;
+    let spec = KeySpec { name: "ci".into(), ..KeySpec::default() };
+    let alice = store.create_user(&alice(), "test").await.unwrap();
+    let bob = store.create_user(&UserSpec { name: "bob".into(), ..UserSpec::default() }, "test").await.unwrap();
+    let first = store.create_key(alice.id, &spec, &api_key(1), "test").await.unwrap();
+    let second = store.create_key(bob.id, &spec, &api_key(2), "test").await.unwrap();
+    let error = store.find_key("ci").await.unwrap_err().to_string();
+    assert!(error.contains("alice/ci") && error.contains("bob/ci"), "{error}");
+    assert_eq!(store.find_key("bob/ci").await.unwrap(), second);
+    assert_eq!(store.find_key(&first.id.to_string()).await.unwrap(), first);
+    assert_eq!(store.keys(Some(alice.id)).await.unwrap().as_slice(), std::slice::from_ref(&first));
+    assert_eq!(store.keys(None).await.unwrap(), [first.clone(), second.clone()]);
+    store.revoke_key(second.id, "test").await.unwrap();
+    assert_eq!(store.find_key("ci").await.unwrap(), first, "the live key is meant");
+    assert!(store.find_key("carol/ci").await.unwrap_err().to_string().contains("tollgate key list"));
+}
+
+fn openai() -> UpstreamSpec {
+    UpstreamSpec {
+        name: "main".into(),
+        kind: UpstreamKind::OpenAi,
+        base_url: BaseUrl::parse("https://api.openai.com/v1").unwrap(),
+        credential: "gAAAAAB-ciphertext".into(),
+        models: vec![ModelEntry::parse("gpt-4o=prod").unwrap(), ModelEntry::parse("o3*").unwrap()],
+        weight: 3,
+        priority: 1,
+        api_version: None,
+        disabled: false,
+    }
+}
+
+async fn upstreams_keep_what_was_said_and_only_ciphertext(database: Database) {
+    let store = database.store().await;
+    let upstream = store.create_upstream(&openai(), "test").await.unwrap();
+    assert_eq!(upstream.spec, openai());
+    assert_eq!(store.find_upstream("main").await.unwrap(), upstream);
+    let plain = UpstreamSpec { name: "other".into(), credential: "sk-plain".into(), ..openai() };
+    let error = store.create_upstream(&plain, "test").await.unwrap_err();
+    assert!(matches!(error, StoreError::Database(_)), "{error:?}");
+
+    let changed = store
+        .update_upstream(upstream.id, "test", |spec| {
+            spec.kind = UpstreamKind::Azure;
+            spec.api_version = Some("2024-10-21".into());
+            spec.disabled = true;
+        })
+        .await
+        .unwrap();
+    assert_eq!(store.upstreams().await.unwrap(), [changed]);
+    store.remove_upstream(upstream.id, "test").await.unwrap();
+    assert_eq!(store.upstreams().await.unwrap(), []);
+    assert!(store.find_upstream("main").await.unwrap_err().to_string().contains("tollgate upstream list"));
+    store.create_upstream(&openai(), "test").await.expect("a removed upstream gives its name free");
+}
+
+async fn a_gateway_sees_what_changed_and_nothing_else(database: Database) {
+    let store = database.store().await;
+    let empty = store.changes_since(0).await.unwrap();
+    assert!(empty.is_empty() && empty.complete);
+    let user = store.create_user(&alice(), "test").await.unwrap();
+    let spec = KeySpec { name: "ci".into(), models: vec!["o3*".into()], ..KeySpec::default() };
+    let key = store.create_key(user.id, &spec, &api_key(1), "test").await.unwrap();
+    let upstream = store.create_upstream(&openai(), "test").await.unwrap();
+
+    let all = store.changes_since(0).await.unwrap();
+    assert!(all.complete);
+    assert_eq!((all.users.len(), all.keys.len(), &*all.upstreams), (1, 1, &[upstream.clone()][..]));
+    let (hash, entry) = &all.keys[0];
+    assert_eq!((*hash, entry.id, entry.user.name.as_str()), (api_key(1).hash(), key.id, "alice"));
+    assert_eq!(entry.models, ["o3*"]);
+    assert!(store.changes_since(all.seq).await.unwrap().is_empty());
+
+    store.update_user(user.id, "test", |user| user.disabled = true).await.unwrap();
+    let next = store.changes_since(all.seq).await.unwrap();
+    assert!(next.keys[0].1.user.disabled, "a key comes when its user changed");
+    assert!(next.upstreams.is_empty() && !next.complete);
+
+    store.revoke_key(key.id, "test").await.unwrap();
+    store.remove_upstream(upstream.id, "test").await.unwrap();
+    let last = store.changes_since(next.seq).await.unwrap();
+    assert!(last.keys[0].1.revoked_at.is_some());
+    assert!(last.keys[0].1.user.disabled, "a key comes with its user, changed or not");
+    assert_eq!(last.removed_upstreams, [upstream.id]);
+    assert!(last.upstreams.is_empty());
+}
+
+async fn a_gateway_that_has_seen_more_than_there_is_starts_over(database: Database) {
+    let store = database.store().await;
+    store.create_user(&alice(), "test").await.unwrap();
+    let changes = store.changes_since(1_000).await.unwrap();
+    assert!(changes.complete);
+    assert_eq!((changes.seq, changes.users.len()), (1, 1));
+}
+
+async fn changes_are_announced(database: Database) {
+    let store = database.store().await;
+    let mut listener = store.listen().await.unwrap();
+    assert!(tokio::time::timeout(Duration::from_millis(50), listener.changed()).await.is_err());
+    store.create_user(&alice(), "test").await.unwrap();
+    let heard = tokio::time::timeout(Duration::from_secs(5), listener.changed());
+    if database.url.starts_with("postgres") {
+        heard.await.expect("within five seconds").unwrap();
+    } else {
+        drop(heard);
+        let waiting = tokio::time::timeout(Duration::from_millis(50), listener.changed()).await;
+        assert!(waiting.is_err(), "SQLite announces nothing: the timer beside it must see the change");
+    }
+}
+
+async fn writers_at_once_leave_no_gap(database: Database) {
+    let stores = [database.store().await, database.store().await];
+    let mut writers = tokio::task::JoinSet::new();
+    for n in 0..20 {
+        let store = stores[n % 2].clone();
+        writers.spawn(async move {
+            let spec = UserSpec { name: format!("user-{n}"), ..UserSpec::default() };
+            store.create_user(&spec, "test").await.unwrap();
+        });
+    }
+    let (mut seen, mut seq) = (0, 0);
+    while seen < 20 {
+        let changes = stores[0].changes_since(seq).await.unwrap();
+        assert_eq!(i64::try_from(changes.users.len()).unwrap(), changes.seq - seq, "one user per number");
+        seen += changes.users.len();
+        seq = changes.seq;
+    }
+    while let Some(done) = writers.join_next().await {
+        done.unwrap();
+    }
+    assert_eq!(seq, 20);
+}
+
+async fn every_change_leaves_a_row_in_the_admin_log(database: Database) {
+    let store = database.store().await;
+    let user = store.create_user(&alice(), "cli:root").await.unwrap();
+    let spec = KeySpec { name: "ci".into(), ..KeySpec::default() };
+    let key = store.create_key(user.id, &spec, &api_key(1), "cli:root").await.unwrap();
+    store.rotate_key(key.id, &api_key(2), "cli:root").await.unwrap();
+    store.revoke_key(key.id, "cli:root").await.unwrap();
+    store.create_upstream(&openai(), "cli:root").await.unwrap();
+    store.create_user(&alice(), "cli:root").await.unwrap_err();
+    let log = store.admin_log(10).await.unwrap();
+    let actions: Vec<_> = log.iter().map(|row| row.action.as_str()).collect();
+    assert_eq!(actions, ["upstream.add", "key.revoke", "key.rotate", "key.create", "user.create"]);
+    assert!(log.iter().all(|row| row.actor == "cli:root"));
+    for row in &log {
+        for secret in [api_key(1).expose(), api_key(2).expose(), "gAAAA"] {
+            assert!(!row.detail.contains(secret), "{}", row.detail);
+        }
+    }
+}
+
+fn at(time: &str) -> DateTime<Utc> {
+    time.parse().unwrap()
+}
+
+fn record(n: u128, started_at: &str) -> UsageRecord {
+    UsageRecord {
+        request_id: Uuid::from_u128(n),
+        started_at: at(started_at),
+        user_id: UserId(1),
+        key_id: KeyId(1),
+        ip: Some("10.1.2.3".parse().unwrap()),
+        route: "chat_completions",
+        model: "gpt-4o".into(),
+        upstream_model: Some("prod".into()),
+        upstream: Some("main".into()),
+        attempts: vec![Attempt { upstream: "main".into(), status: 200, duration_ms: 5, error: None }],
+        status: 200,
+        stream: true,
+        code: None,
+        usage: Usage {
+            prompt_tokens: 10,
+            completion_tokens: 5,
+            cached_tokens: 4,
+            reasoning_tokens: 2,
+            audio_tokens: 1,
+        },
+        estimated: false,
+        interrupted: true,
+        cost_nano_usd: 1_000,
+        ttft_ms: Some(7),
+        duration_ms: 20,
+        overhead_us: 300,
+        finish_reason: Some("stop".into()),
+        user_agent: Some("test/1".into()),
+        client_request_id: Some("mine".into()),
+        provider_request_id: Some("req_1".into()),
+    }
+}
+
+async fn sums(store: &Store, by: GroupBy) -> Vec<(String, i64, i64, i64, i64)> {
+    let rows = store.usage(UsageQuery { by, since: None, until: None }).await.unwrap();
+    rows.into_iter().map(|r| (r.name, r.requests, r.total_tokens, r.cached_tokens, r.cost_nano_usd)).collect()
+}
+
+async fn usage_is_counted_once(database: Database) {
+    let store = database.store().await;
+    let batch: Vec<_> = (0..5).map(|n| record(n, "2026-11-23T10:00:00.123456789Z")).collect();
+    assert_eq!(store.write_usage(&[]).await.unwrap(), 0);
+    assert_eq!(store.write_usage(&batch).await.unwrap(), 5);
+    assert_eq!(store.write_usage(&batch).await.unwrap(), 0, "the same again is nothing new");
+    let mut mixed = vec![record(4, "2026-11-23T10:00:00.123456789Z")];
+    mixed.extend([record(5, "2026-11-23T10:00:01Z"), record(5, "2026-11-23T10:00:01Z")]);
+    assert_eq!(store.write_usage(&mixed).await.unwrap(), 1, "one of them is new, once");
+    for by in [GroupBy::Day, GroupBy::Month] {
+        let name = if by == GroupBy::Day { "2026-11-23" } else { "2026-11" };
+        assert_eq!(sums(&store, by).await, [(name.to_owned(), 6, 90, 24, 6_000)], "{by:?}");
+    }
+    let log = store.audit(&AuditFilter { limit: 100, ..AuditFilter::default() }).await.unwrap();
+    assert_eq!(log.len(), 6);
+    let row = log.last().unwrap();
+    assert_eq!(row.request_id, "00000000-0000-0000-0000-000000000000");
+    assert_eq!(row.started_at, at("2026-11-23T10:00:00.123456Z"), "as precise as the database");
+    assert_eq!(row.ip.as_deref(), Some("10.1.2.3"));
+    let attempts: serde_json::Value = serde_json::from_str(&row.attempts).unwrap();
+    assert_eq!(attempts, serde_json::json!([{ "upstream": "main", "status": 200, "duration_ms": 5 }]));
+    assert_eq!((row.prompt_tokens, row.completion_tokens, row.cached_tokens), (10, 5, 4));
+    assert_eq!((row.reasoning_tokens, row.audio_tokens, row.cost_nano_usd), (2, 1, 1_000));
+    assert_eq!((row.stream, row.estimated, row.interrupted, row.status), (true, false, true, 200));
+    assert_eq!((row.ttft_ms, row.duration_ms, row.overhead_us), (Some(7), 20, 300));
+    let texts = [&row.upstream_model, &row.upstream, &row.code, &row.finish_reason, &row.user_agent];
+    assert_eq!(texts.map(Option::as_deref), [Some("prod"), Some("main"), None, Some("stop"), Some("test/1")]);
+    assert_eq!((row.route.as_str(), row.model.as_str()), ("chat_completions", "gpt-4o"));
+    assert_eq!(row.client_request_id.as_deref(), Some("mine"));
+    assert_eq!(row.provider_request_id.as_deref(), Some("req_1"));
+}
+
+async fn batches_at_once_are_counted_once(database: Database) {
+    let stores = [database.store().await, database.store().await];
+    let batch: Vec<_> = (0..50).map(|n| record(n, "2026-11-23T10:00:00Z")).collect();
+    let mut writers = tokio::task::JoinSet::new();
+    for n in 0..6 {
+        let (store, mut batch) = (stores[n % 2].clone(), batch.clone());
+        // Each in another order, so that rows locked in that order would lock each other out.
+        batch.rotate_left(n * 7);
+        batch.iter_mut().for_each(|record| record.user_id = UserId((record.request_id.as_u128() % 5) as i64));
+        writers.spawn(async move { store.write_usage(&batch).await.unwrap() });
+    }
+    let mut new = 0;
+    while let Some(done) = writers.join_next().await {
+        new += done.unwrap();
+    }
+    assert_eq!(new, 50);
+    assert_eq!(sums(&stores[0], GroupBy::Month).await, [("2026-11".to_owned(), 50, 750, 200, 50_000)]);
+}
+
+async fn no_record_can_block_a_batch(database: Database) {
+    let store = database.store().await;
+    let mut bad = record(1, "2026-11-23T10:00:00Z");
+    bad.user_id = UserId(-7);
+    bad.model = format!("nul\0{}", "é".repeat(100_000));
+    bad.upstream = Some("\0".into());
+    bad.user_agent = Some("x".repeat(1_000_000));
+    bad.attempts[0].error = Some("nul\0".into());
+    bad.usage.prompt_tokens = u64::MAX;
+    bad.cost_nano_usd = u64::MAX;
+    (bad.duration_ms, bad.overhead_us, bad.ttft_ms) = (u32::MAX, u32::MAX, Some(u32::MAX));
+    assert_eq!(store.write_usage(&[bad, record(2, "2026-11-23T10:00:00Z")]).await.unwrap(), 2);
+    let log = store.audit(&AuditFilter { limit: 9, ..AuditFilter::default() }).await.unwrap();
+    let bad = &log[1];
+    assert_eq!((bad.prompt_tokens, bad.cost_nano_usd, bad.duration_ms), (i64::MAX, i64::MAX, i32::MAX));
+    assert!(bad.model.starts_with("nul\u{fffd}é"), "{}", bad.model);
+    assert_eq!(bad.model.chars().count(), 256);
+}
+
+async fn sums_stop_at_the_largest_number(database: Database) {
+    let store = database.store().await;
+    let large = |n| UsageRecord { cost_nano_usd: u64::MAX, ..record(n, "2026-11-23T10:00:00Z") };
+    assert_eq!(store.write_usage(&[large(1), large(2)]).await.unwrap(), 2, "within a batch");
+    assert_eq!(store.write_usage(&[large(3)]).await.unwrap(), 1, "and from batch to batch");
+    assert_eq!(sums(&store, GroupBy::Model).await, [("gpt-4o".to_owned(), 3, 45, 12, i64::MAX)]);
+}
+
+async fn usage_is_reported_by_everything(database: Database) {
+    let store = database.store().await;
+    let user = store.create_user(&alice(), "test").await.unwrap();
+    let spec = KeySpec { name: "ci".into(), ..KeySpec::default() };
+    let key = store.create_key(user.id, &spec, &api_key(1), "test").await.unwrap();
+    let of_key = |record| UsageRecord { user_id: user.id, key_id: key.id, ..record };
+    let lost = UsageRecord { upstream: None, ..of_key(record(3, "2026-12-01T00:00:00Z")) };
+    let other = UsageRecord { model: "o3".into(), ..of_key(record(2, "2026-11-30T23:59:59.999999Z")) };
+    store.write_usage(&[of_key(record(1, "2026-11-23T10:00:00Z")), other, lost]).await.unwrap();
+
+    let row = |name: &str, n: i64| (name.to_owned(), n, n * 15, n * 4, n * 1_000);
+    let days = [row("2026-11-23", 1), row("2026-11-30", 1), row("2026-12-01", 1)];
+    assert_eq!(sums(&store, GroupBy::Day).await, days);
+    assert_eq!(sums(&store, GroupBy::Month).await, [row("2026-11", 2), row("2026-12", 1)]);
+    assert_eq!(sums(&store, GroupBy::User).await, [row("alice", 3)]);
+    assert_eq!(sums(&store, GroupBy::Key).await, [row("ci", 3)]);
+    assert_eq!(sums(&store, GroupBy::Model).await, [row("gpt-4o", 2), row("o3", 1)]);
+    assert_eq!(sums(&store, GroupBy::Upstream).await, [row("", 1), row("main", 2)]);
+    let query = UsageQuery { by: GroupBy::Key, since: None, until: None };
+    let by_key = &store.usage(query).await.unwrap()[0];
+    assert_eq!((by_key.id, by_key.owner.as_deref()), (Some(key.id.0), Some("alice")));
+
+    let between = async |by, since: &str, until: &str| -> Vec<(String, i64)> {
+        let date = |text: &str| text.parse::<NaiveDate>().ok();
+        let rows = store.usage(UsageQuery { by, since: date(since), until: date(until) }).await.unwrap();
+        rows.into_iter().map(|row| (row.name, row.requests)).collect()
+    };
+    assert_eq!(between(GroupBy::Day, "2026-11-24", "2026-12-01").await, [("2026-11-30".to_owned(), 1)]);
+    assert_eq!(between(GroupBy::Month, "2026-11-24", "").await, [("2026-11".to_owned(), 1), ("2026-12".to_owned(), 1)]);
+    assert_eq!(between(GroupBy::User, "2026-12-01", "2027-01-01").await, [("alice".to_owned(), 1)]);
+    assert_eq!(between(GroupBy::User, "", "2026-11-23").await, []);
+}
+
+async fn the_log_is_read_newest_first_in_pages(database: Database) {
+    let store = database.store().await;
+    // Some at the same instant, some with a fraction and some without: text must sort as time does.
+    let times = ["10:00:00Z", "10:00:00.5Z", "10:00:00.123456Z", "10:00:01Z", "10:00:01Z", "09:59:59.999Z"];
+    let batch: Vec<_> = (1_u128..).zip(times).map(|(n, t)| record(n, &format!("2026-11-23T{t}"))).collect();
+    store.write_usage(&batch).await.unwrap();
+    let (mut filter, mut order) = (AuditFilter { limit: 2, ..AuditFilter::default() }, Vec::new());
+    loop {
+        let page = store.audit(&filter).await.unwrap();
+        let Some(last) = page.last() else { break };
+        assert!(page.len() <= 2);
+        filter.before = Some(last.cursor());
+        order.extend(page.iter().map(|row| row.request_id[35..].to_owned()));
+    }
+    assert_eq!(order, ["5", "4", "2", "3", "1", "6"]);
+}
+
+async fn the_log_is_filtered(database: Database) {
+    let store = database.store().await;
+    let first = record(1, "2026-11-23T10:00:00Z");
+    let second = UsageRecord {
+        user_id: UserId(2),
+        key_id: KeyId(2),
+        model: "o3".into(),
+        status: 429,
+        ..record(2, "2026-11-23T11:00:00Z")
+    };
+    store.write_usage(&[first, second]).await.unwrap();
+    let one = AuditFilter { limit: 9, ..AuditFilter::default() };
+    let time = Some(at("2026-11-23T11:00:00Z"));
+    let cases = [
+        (one.clone(), "21"),
+        (AuditFilter { since: time, ..one.clone() }, "2"),
+        (AuditFilter { until: time, ..one.clone() }, "1"),
+        (AuditFilter { user: Some(UserId(1)), ..one.clone() }, "1"),
+        (AuditFilter { key: Some(KeyId(2)), ..one.clone() }, "2"),
+        (AuditFilter { model: Some("o3".into()), ..one.clone() }, "2"),
+        (AuditFilter { status: Some(429), ..one.clone() }, "2"),
+        (AuditFilter { status: Some(429), model: Some("gpt-4o".into()), ..one.clone() }, ""),
+    ];
+    for (filter, expected) in cases {
+        let ids: String =
+            store.audit(&filter).await.unwrap().iter().map(|row| row.request_id[35..].to_owned()).collect();
+        assert_eq!(ids, expected, "{filter:?}");
+    }
+}
+
+async fn facts_are_recorded_once(database: Database) {
+    let stores = [database.store().await, database.store().await];
+    assert_eq!(stores[0].meta("fact").await.unwrap(), None);
+    assert_eq!(stores[0].meta_or_insert("fact", "first").await.unwrap(), "first");
+    assert_eq!(stores[1].meta_or_insert("fact", "second").await.unwrap(), "first");
+}
+
+#[tokio::test]
+async fn urls_that_cannot_be_meant_name_the_setting() {
+    for url in
+        ["", "mysql://x", "sqlite://", "sqlite://:memory:", "sqlite://a?mode=ro", "postgres://h:notaport/x", "data.db"]
+    {
+        let error = Store::open(url).await.expect_err(url).to_string();
+        assert!(error.starts_with("[store] url: "), "{url}: {error}");
+    }
+    let error = Store::open("sqlite:///proc/no/such/db").await.unwrap_err().to_string();
+    assert!(error.contains("/proc/no/such"), "{error}");
+}
+
+#[tokio::test]
+async fn a_database_that_is_not_there_is_told_without_its_password() {
+    let store = Store::open("postgres://tollgate:hunter2@127.0.0.1:1/db").await.unwrap();
+    let error = store.users().await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error:?}");
+    assert!(!format!("{error} {error:?}").contains("hunter2"));
+}
