@@ -5,4 +5,5 @@ mod layering;
 #![expect(clippy::unwrap_used, reason = "a test may panic, and the helpers of tests are tests")]
 
 mod store;
+mod mock;
 mod support;
