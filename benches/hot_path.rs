@@ -30,7 +30,9 @@ const CHUNK: &str = r#"data: {"id":"chatcmpl-9x2","object":"chat.completion.chun
 
 fn body() -> Bytes {
     let messages: Vec<_> = (0..6)
-        .map(|n| serde_json::json!({ "role": "user", "content": format!("message {n}: {}", "lorem ipsum ".repeat(10)) }))
+        .map(
+            |n| serde_json::json!({ "role": "user", "content": format!("message {n}: {}", "lorem ipsum ".repeat(10)) }),
+        )
         .collect();
     serde_json::json!({ "messages": messages, "model": "gpt-4o", "stream": true }).to_string().into()
 }

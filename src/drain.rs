@@ -60,7 +60,10 @@ pub struct Drain {
 impl ShutdownSignalWatch for Drain {
     async fn recv(&self) -> ShutdownSignal {
         self.stop.requested().await;
-        tracing::info!(in_flight = self.requests.count(), "stopping: no new connections, waiting for requests under way");
+        tracing::info!(
+            in_flight = self.requests.count(),
+            "stopping: no new connections, waiting for requests under way"
+        );
         self.listeners.send_replace(true);
         tokio::select! {
             () = self.drained() => {}

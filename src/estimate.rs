@@ -31,11 +31,7 @@ pub fn count(model: &str, uncounted: &Uncounted) -> Usage {
             extrapolate(counted, deltas.kept_bytes(), deltas.total_bytes())
         }
     };
-    Usage {
-        prompt_tokens: text_tokens + prompt.tokens + frame,
-        completion_tokens,
-        ..Usage::default()
-    }
+    Usage { prompt_tokens: text_tokens + prompt.tokens + frame, completion_tokens, ..Usage::default() }
 }
 
 fn extrapolate(counted: u64, kept: u64, total: u64) -> u64 {

@@ -1,6 +1,21 @@
 //! tollgate: a self-hosted gateway for the OpenAI API, on Pingora.
+//!
+//! The binary is a thin shell around this library, so that tests run the real server in their own process.
 
+pub mod admin;
 pub mod config;
-pub mod telemetry;
-pub mod store;
+pub mod drain;
+pub mod estimate;
+pub mod jobs;
+pub mod journal;
+pub mod listen;
+pub mod metrics;
 pub mod mock;
+pub mod peers;
+pub mod proxy;
+pub mod secrets;
+pub mod server;
+pub mod shared;
+pub mod store;
+pub mod telemetry;
+pub mod tls;

@@ -21,7 +21,8 @@ use tollgate_core::{denial::Denial, usage::Usage};
 /// Buckets for whole requests, in seconds: from a cached embedding to a long reasoning stream.
 const REQUEST_BUCKETS: &[f64] = &[0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
 /// Buckets for what the gateway itself adds, in seconds.
-const OVERHEAD_BUCKETS: &[f64] = &[0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25];
+const OVERHEAD_BUCKETS: &[f64] =
+    &[0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25];
 
 /// The registry and its series.
 #[derive(Debug)]

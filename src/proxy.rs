@@ -30,8 +30,8 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use pingora_core::{Error, Result, modules::http::HttpModules, upstreams::peer::HttpPeer};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora_core::{Error, Result, modules::http::HttpModules, upstreams::peer::HttpPeer};
 use pingora_proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 use self::ctx::RequestCtx;

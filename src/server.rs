@@ -13,11 +13,7 @@ use pingora_core::{
     services::background::background_service,
 };
 use tokio::sync::watch;
-use tollgate_core::{
-    secret::Secret,
-    snapshot::Snapshot,
-    upstream::Upstream,
-};
+use tollgate_core::{secret::Secret, snapshot::Snapshot, upstream::Upstream};
 
 use crate::{
     admin::Admin,
@@ -115,7 +111,7 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     let url = config.store.url.expose();
     let store = Store::open(url).await?;
     store.migrate().await.context("[store] url: the database cannot be used")?;
-    let fernet = secrets::keys_for(config, &store).await?;
+    let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
     let (journal, receiver) = Journal::new();
     let empty = View { snapshot: Snapshot::new(0, Vec::new(), config.models.clone()), peers: Peers::new(Vec::new()) };
     let shared = Arc::new(Shared {
@@ -195,8 +191,7 @@ fn data_plane(
     shared: &Arc<Shared>,
     drain: watch::Receiver<bool>,
 ) -> anyhow::Result<(DataPlane, Addresses)> {
-    let mut proxy =
-        pingora_proxy::http_proxy_service(&server.configuration, Gateway::new(Arc::clone(shared)));
+    let mut proxy = pingora_proxy::http_proxy_service(&server.configuration, Gateway::new(Arc::clone(shared)));
     if let Some(app) = proxy.app_logic_mut() {
         let mut options = HttpServerOptions::default();
         options.h2c = true;

@@ -117,7 +117,10 @@ impl Refresh {
         let mut members: Vec<Arc<Upstream>> = self.fixed.upstreams.clone();
         for stored in known.stored.values() {
             if members.iter().any(|upstream| upstream.name == stored.name) {
-                tracing::warn!(upstream = stored.name, "the config file has an upstream of this name: the one in the database is not used");
+                tracing::warn!(
+                    upstream = stored.name,
+                    "the config file has an upstream of this name: the one in the database is not used"
+                );
             } else {
                 members.push(Arc::clone(stored));
             }
@@ -153,7 +156,10 @@ impl Refresh {
             if let Err(error) = &result
                 && !is_failing
             {
-                tracing::warn!(error = format!("{error:#}"), "changes cannot be read; everything stays as it is until they can");
+                tracing::warn!(
+                    error = format!("{error:#}"),
+                    "changes cannot be read; everything stays as it is until they can"
+                );
             }
             if result.is_ok() && is_failing {
                 tracing::info!("changes can be read again");

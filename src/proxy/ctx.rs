@@ -92,6 +92,8 @@ pub struct Current {
     pub guard: InFlight,
     /// Status it answered; 0: none yet.
     pub status: u16,
+    /// How long that took.
+    pub answered_after: Option<std::time::Duration>,
 }
 
 /// How an answer is read on its way through.
@@ -148,7 +150,7 @@ impl RequestCtx {
             self.attempts.push(Attempt {
                 upstream: current.upstream.name.clone(),
                 status: current.status,
-                duration_ms: millis(current.began.elapsed()),
+                duration_ms: millis(current.answered_after.unwrap_or_else(|| current.began.elapsed())),
                 error: error.map(str::to_owned),
             });
         }

@@ -77,10 +77,9 @@ fn outcome(error: &Error) -> &'static str {
         | ErrorType::ReadTimedout
         | ErrorType::WriteTimedout => "timeout",
         ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => "tls",
-        ErrorType::ConnectRefused
-        | ErrorType::ConnectNoRoute
-        | ErrorType::ConnectError
-        | ErrorType::SocketError => "connect",
+        ErrorType::ConnectRefused | ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::SocketError => {
+            "connect"
+        }
         _ => "broken",
     }
 }

@@ -135,9 +135,9 @@ fn finished(
         provider_request_id: ctx.provider_request_id.take(),
     };
     let price = ask.as_ref().map(|ask| ask.target.price).unwrap_or_default();
-    let uncounted = ask.filter(|_| estimated).map(|ask: Ask| {
-        Box::new(Uncounted { dialect: ask.dialect, prompt: ask.body, output: outcome.output })
-    });
+    let uncounted = ask
+        .filter(|_| estimated)
+        .map(|ask: Ask| Box::new(Uncounted { dialect: ask.dialect, prompt: ask.body, output: outcome.output }));
     Some(Finished { record, price, uncounted })
 }
 

@@ -69,6 +69,7 @@ fn begin(ask: &Ask, upstream: &Arc<Upstream>, guard: InFlight) -> Current {
         began: Instant::now(),
         guard,
         status: 0,
+        answered_after: None,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use http::header;
-use pingora_core::Result;
 use pingora::http::ResponseHeader;
+use pingora_core::Result;
 use pingora_proxy::Session;
 use tollgate_core::denial::Denial;
 use uuid::Uuid;

@@ -42,10 +42,11 @@ pub fn classify(shared: &Shared, answer: &ResponseHeader, ctx: &mut RequestCtx) 
     }
     let id = ["x-request-id", "apim-request-id"].iter().find_map(|name| answer.headers.get(*name));
     ctx.provider_request_id = id.and_then(|id| id.to_str().ok()).map(|id| id.chars().take(128).collect());
-    ctx.ends_by_close = !answer.headers.contains_key(header::CONTENT_LENGTH)
-        && !answer.headers.contains_key(header::TRANSFER_ENCODING);
+    ctx.ends_by_close =
+        !answer.headers.contains_key(header::CONTENT_LENGTH) && !answer.headers.contains_key(header::TRANSFER_ENCODING);
     let Some(current) = &mut ctx.attempt else { return Ok(()) };
     current.status = status;
+    current.answered_after = Some(current.began.elapsed());
     let outcome = outcome(status);
     shared.metrics.upstream_requests_total.with_label_values(&[&current.upstream.name, outcome]).inc();
     if says_nothing_about_the_request(status)

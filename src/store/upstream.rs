@@ -6,7 +6,7 @@ use serde_json::json;
 use tollgate_core::{
     id::{UpstreamId, check_name},
     secret::Secret,
-    upstream::{BaseUrl, ModelEntry, Upstream, UpstreamKind},
+    upstream::{BaseUrl, ModelEntry, Timeouts, Upstream, UpstreamKind},
 };
 
 use super::{Store, StoreError, admin::Entry, change, now, number, on_pool};
@@ -69,6 +69,8 @@ impl StoredUpstream {
             weight: spec.weight,
             priority: spec.priority,
             api_version: spec.api_version,
+            timeouts: Timeouts::default(),
+            ca_pem: None,
             disabled: spec.disabled,
         }
     }

@@ -1,9 +1,15 @@
 //! The gateway's integration tests: one binary, a file per behaviour.
 
-mod config;
-mod layering;
 #![expect(clippy::unwrap_used, reason = "a test may panic, and the helpers of tests are tests")]
 
-mod store;
+mod access;
+mod bodies;
+mod config;
+mod layering;
+mod listeners;
 mod mock;
+mod privacy;
+mod store;
 mod support;
+mod upstreams;
+mod usage;

@@ -1,7 +1,7 @@
-//! What tests share.
-
-pub(crate) mod postgres;
-//! What the tests share: an upstream that does as it is told, and clients that frame requests as they are told.
+//! What the tests share: the gateway, an upstream that does as it is told, clients that frame requests as they are told.
 
 pub(crate) mod client;
+pub(crate) mod gateway;
+pub(crate) mod openai;
+pub(crate) mod postgres;
 pub(crate) mod upstream;

@@ -125,12 +125,16 @@ impl Denial {
     #[must_use]
     pub fn message(&self) -> String {
         match self {
-            Self::MissingApiKey => "You didn't provide an API key. Send it as 'Authorization: Bearer tg-...' or, from an \
+            Self::MissingApiKey => {
+                "You didn't provide an API key. Send it as 'Authorization: Bearer tg-...' or, from an \
                  Azure client, as 'api-key: tg-...'."
-                .to_owned(),
-            Self::InvalidApiKey => "Incorrect API key provided. Keys of this gateway begin with 'tg-'; ask its operator \
+                    .to_owned()
+            }
+            Self::InvalidApiKey => {
+                "Incorrect API key provided. Keys of this gateway begin with 'tg-'; ask its operator \
                  for one."
-                .to_owned(),
+                    .to_owned()
+            }
             Self::KeyRevoked => "This API key has been revoked.".to_owned(),
             Self::KeyExpired => "This API key has expired.".to_owned(),
             Self::IpNotAllowed => "This API key may not be used from your address.".to_owned(),

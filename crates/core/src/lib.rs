@@ -5,14 +5,14 @@
 //! it are not among the dependencies. That is what makes the laws of the gateway (what a re-chunked stream
 //! may change, who gets picked, what a request costs) testable as properties, in milliseconds.
 
-pub mod denial;
 pub mod azure;
+pub mod denial;
 pub mod glob;
 pub mod id;
 pub mod key;
 pub mod limit;
-pub mod pool;
 pub mod openai;
+pub mod pool;
 pub mod price;
 pub mod route;
 pub mod secret;
