@@ -19,3 +19,5 @@ pub mod shared;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
+pub mod args;
+pub mod cli;

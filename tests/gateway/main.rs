@@ -9,6 +9,7 @@ mod layering;
 mod listeners;
 mod mock;
 mod privacy;
+mod cli;
 mod store;
 mod support;
 mod upstreams;
