@@ -1,0 +1,135 @@
+//! The gateway with everything on, a bare Pingora pass-through and nginx, side by side: `make bench`.
+//!
+//! Ratios taken in one run are the only figures that travel between machines. So all systems stand in front of one mock
+//! upstream at the same time, each pinned to one core with one worker, and take their turns in short interleaved
+//! rounds; mock and load generator have the other core. The tables show medians and ranges, and at the end the gateway
+//! is held against its targets.
+
+mod binaries;
+mod connection;
+mod figures;
+mod load;
+mod mock;
+mod options;
+mod process;
+mod report;
+mod systems;
+mod verify;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use figures::{AllFigures, Samples, quantile};
+use load::{Target, closed_loop, open_loop};
+use options::{JSON_CONNECTIONS, Optional, Options, STREAM_CONNECTIONS};
+use std::process::ExitCode;
+use std::thread::available_parallelism;
+use systems::{BARE, System, Systems};
+use tokio::task::LocalSet;
+use verify::Requests;
+
+fn main() -> anyhow::Result<ExitCode> {
+    let options = Options::parse();
+    if !options.bench {
+        println!("measures only under `cargo bench`");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(address) = options.mock {
+        mock::serve(address)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    ensure!(available_parallelism()?.get() >= 2, "two cores are needed: one for the systems, one for the load");
+    let binaries = binaries::build(!options.without.contains(&Optional::Gateway))?;
+    process::pin_self()?;
+    let directory = tempfile::tempdir()?;
+    let systems = systems::start(&options, &binaries, directory.path())?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (figures, rate) = LocalSet::new().block_on(&runtime, measure(&options, &systems))?;
+
+    let targets = figures::targets(&figures);
+    let order: Vec<&str> = systems.all.iter().map(|system| system.name).collect();
+    report::print(&order, &figures, &targets, rate);
+    if let Some(path) = &options.json {
+        report::write_json(path, &figures, &targets, rate)?;
+    }
+    let missed = options.strict && targets.iter().any(|target| !target.met);
+    Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Runs every load on every system; returns the figures and the open loop's rate.
+async fn measure(options: &Options, systems: &Systems) -> anyhow::Result<(AllFigures, f64)> {
+    let requests = Requests::new(&systems.key);
+    for system in &systems.all {
+        requests.verify(system.address).await.with_context(|| format!("{} answers wrongly", system.name))?;
+    }
+    let mut figures = AllFigures::new();
+    for round in 1..=options.rounds() {
+        println!("JSON, closed loop: round {round} of {}", options.rounds());
+        for system in &systems.all {
+            json_closed(options, &requests, system, &mut figures).await.with_context(|| system.name)?;
+        }
+    }
+    let full_load = figures.get(BARE).and_then(|bare| bare.json_requests_per_second.median());
+    let rate = full_load.context("bare Pingora was not measured")? / 2.0;
+    for round in 1..=options.rounds() {
+        println!("JSON, open loop at {rate:.0} requests/s: round {round} of {}", options.rounds());
+        for system in &systems.all {
+            json_open(options, &requests, system, rate, &mut figures).await.with_context(|| system.name)?;
+        }
+    }
+    for round in 1..=options.rounds() {
+        println!("streams, closed loop: round {round} of {}", options.rounds());
+        for system in &systems.all {
+            streams_closed(options, &requests, system, &mut figures).await.with_context(|| system.name)?;
+        }
+    }
+    for system in &systems.all {
+        let entry = figures.entry(system.name).or_default();
+        entry.idle_mib = Samples(vec![system.idle_mib]);
+        entry.peak_mib = Samples(vec![system.process.peak_resident_mib()?]);
+    }
+    Ok((figures, rate))
+}
+
+async fn json_closed(
+    options: &Options,
+    requests: &Requests,
+    system: &System,
+    figures: &mut AllFigures,
+) -> anyhow::Result<()> {
+    let target = Target { address: system.address, request: requests.json(system.address) };
+    let window = closed_loop(&target, JSON_CONNECTIONS, options.window(), &system.process).await?;
+    let entry = figures.entry(system.name).or_default();
+    entry.json_requests_per_second.0.push(window.requests_per_second());
+    entry.json_cpu_us.0.push(window.cpu_us_per_request());
+    Ok(())
+}
+
+async fn json_open(
+    options: &Options,
+    requests: &Requests,
+    system: &System,
+    rate: f64,
+    figures: &mut AllFigures,
+) -> anyhow::Result<()> {
+    let target = Target { address: system.address, request: requests.json(system.address) };
+    let (latencies, window) = open_loop(&target, JSON_CONNECTIONS, rate, options.window(), &system.process).await?;
+    let entry = figures.entry(system.name).or_default();
+    entry.half_load_p50_us.0.push(quantile(&latencies, 0.50).context("no request was answered")?);
+    entry.half_load_p99_us.0.push(quantile(&latencies, 0.99).context("no request was answered")?);
+    entry.half_load_cpu_us.0.push(window.cpu_us_per_request());
+    Ok(())
+}
+
+async fn streams_closed(
+    options: &Options,
+    requests: &Requests,
+    system: &System,
+    figures: &mut AllFigures,
+) -> anyhow::Result<()> {
+    let target = Target { address: system.address, request: requests.stream(system.address) };
+    let window = closed_loop(&target, STREAM_CONNECTIONS, options.window(), &system.process).await?;
+    let entry = figures.entry(system.name).or_default();
+    entry.streams_per_second.0.push(window.requests_per_second());
+    entry.chunk_cpu_us.0.push(window.cpu_us_per_request() / f64::from(mock::CHUNKS));
+    Ok(())
+}
