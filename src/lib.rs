@@ -3,6 +3,8 @@
 //! The binary is a thin shell around this library, so that tests run the real server in their own process.
 
 pub mod admin;
+pub mod args;
+pub mod cli;
 pub mod config;
 pub mod drain;
 pub mod estimate;
@@ -12,6 +14,7 @@ pub mod listen;
 pub mod metrics;
 pub mod mock;
 pub mod peers;
+pub mod provider;
 pub mod proxy;
 pub mod secrets;
 pub mod server;
@@ -19,5 +22,3 @@ pub mod shared;
 pub mod store;
 pub mod telemetry;
 pub mod tls;
-pub mod args;
-pub mod cli;

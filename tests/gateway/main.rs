@@ -4,12 +4,12 @@
 
 mod access;
 mod bodies;
+mod cli;
 mod config;
 mod layering;
 mod listeners;
 mod mock;
 mod privacy;
-mod cli;
 mod store;
 mod support;
 mod upstreams;

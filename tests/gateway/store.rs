@@ -344,7 +344,7 @@ fn at(time: &str) -> DateTime<Utc> {
     time.parse().unwrap()
 }
 
-fn record(n: u128, started_at: &str) -> UsageRecord {
+pub(crate) fn record(n: u128, started_at: &str) -> UsageRecord {
     UsageRecord {
         request_id: Uuid::from_u128(n),
         started_at: at(started_at),

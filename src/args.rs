@@ -1,0 +1,463 @@
+//! The command line, as the contract words it.
+//!
+//! Values are parsed into their types here, so that a wrong one is told with the flag's name and exit code 2 before
+//! anything is done. Secrets are no arguments: they would show in the list of processes and in the shell's history.
+
+use std::path::PathBuf;
+
+use clap::{Args as ClapArgs, Parser, Subcommand};
+use tollgate_core::{
+    key::IpNet,
+    upstream::{BaseUrl, ModelEntry, UpstreamKind},
+};
+
+use crate::{mock::MockArgs, store::GroupBy};
+
+mod value;
+
+pub use value::{Allowed, Moment, NanoUsd, Setting};
+
+/// The environment variable that `upstream add` takes the credential from, if it is set.
+pub const CREDENTIAL_VARIABLE: &str = "TOLLGATE_UPSTREAM_CREDENTIAL";
+
+/// A self-hosted gateway for the OpenAI API.
+#[derive(Debug, Parser)]
+#[command(name = "tollgate", version, propagate_version = true)]
+pub struct Args {
+    /// Config file [default: conf/tollgate.toml if it is there, else built-in defaults]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print JSON: one object for what was made, an array for a list
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the gateway
+    Serve,
+    /// Look for every problem of the config at once; exit code 2 if there are any
+    Check,
+    /// Stand in for OpenAI: to try the gateway without an account, and for tests
+    Mock(MockArgs),
+    /// One of the verbs that work on the database.
+    #[command(flatten)]
+    Verb(Verb),
+}
+
+/// The verbs that work on the configured database, beside a running gateway, which sees the change within a second.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make the database and the first admin token, which is shown once
+    Init(InitArgs),
+    /// Users: who owns keys and a monthly quota
+    #[command(subcommand)]
+    User(UserVerb),
+    /// Keys: the secrets that applications use
+    #[command(subcommand)]
+    Key(KeyVerb),
+    /// Upstreams: the members of the pool
+    #[command(subcommand)]
+    Upstream(UpstreamVerb),
+    /// What was used, and what it cost
+    Usage(UsageArgs),
+    /// The request log, newest first
+    Audit(AuditArgs),
+    /// Encryption of credentials
+    #[command(subcommand)]
+    Secret(SecretVerb),
+}
+
+/// How to initialise.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct InitArgs {
+    /// Make another admin token, if the first one is lost
+    #[arg(long)]
+    pub new_admin_token: bool,
+}
+
+/// `tollgate user`
+#[derive(Debug, Subcommand)]
+pub enum UserVerb {
+    /// Create a user
+    Create {
+        /// Unique name
+        #[arg(long)]
+        name: String,
+        /// What is set.
+        #[command(flatten)]
+        settings: UserSettings,
+    },
+    /// List all users
+    List,
+    /// Show one user
+    Show(UserRef),
+    /// Change a user
+    Update {
+        /// Which user.
+        #[command(flatten)]
+        user: UserRef,
+        /// New name
+        #[arg(long)]
+        name: Option<String>,
+        /// What is set.
+        #[command(flatten)]
+        settings: UserSettings,
+    },
+    /// Refuse all keys of a user
+    Disable(UserRef),
+    /// Accept the keys of a disabled user again
+    Enable(UserRef),
+}
+
+/// Which user.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct UserRef {
+    /// Id or name
+    #[arg(value_name = "USER")]
+    pub user: String,
+}
+
+/// What can be set of a user.
+#[derive(Clone, Debug, Default, PartialEq, ClapArgs)]
+pub struct UserSettings {
+    /// Tokens per calendar month (UTC), over all keys; 0: no quota
+    #[arg(long, value_name = "N")]
+    pub monthly_tokens: Option<u64>,
+    /// Dollars per calendar month (UTC), over all keys, such as 12.50; 0: no quota
+    #[arg(long, value_name = "USD")]
+    pub monthly_usd: Option<NanoUsd>,
+    /// Limits per minute.
+    #[command(flatten)]
+    pub limits: LimitSettings,
+}
+
+/// Limits per minute.
+#[derive(Clone, Debug, Default, PartialEq, ClapArgs)]
+pub struct LimitSettings {
+    /// Requests per minute; 0: no limit; default: as the config says
+    #[arg(long, value_name = "N")]
+    pub rpm: Option<Setting<u32>>,
+    /// Tokens per minute; 0: no limit; default: as the config says
+    #[arg(long, value_name = "N")]
+    pub tpm: Option<Setting<u64>>,
+    /// Requests at once; 0: no limit; default: as the config says
+    #[arg(long, value_name = "N")]
+    pub concurrency: Option<Setting<u32>>,
+}
+
+/// `tollgate key`
+#[derive(Debug, Subcommand)]
+pub enum KeyVerb {
+    /// Create a key and show it, once
+    Create {
+        /// Id or name of its user
+        #[arg(long)]
+        user: String,
+        /// Its name, unique among the user's keys
+        #[arg(long, default_value = "default")]
+        name: String,
+        /// What is set.
+        #[command(flatten)]
+        settings: KeySettings,
+    },
+    /// List keys
+    List {
+        /// Only those of this user (id or name)
+        #[arg(long)]
+        user: Option<String>,
+    },
+    /// Show one key (never its secret)
+    Show(KeyRef),
+    /// Change a key
+    Update {
+        /// Which key.
+        #[command(flatten)]
+        key: KeyRef,
+        /// New name
+        #[arg(long)]
+        name: Option<String>,
+        /// What is set.
+        #[command(flatten)]
+        settings: KeySettings,
+    },
+    /// Make a key stop working, for good
+    Revoke(KeyRef),
+    /// Give a key a new secret and show it, once; the old one stops working
+    Rotate(KeyRef),
+}
+
+/// Which key.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct KeyRef {
+    /// Id, name, or user/name
+    #[arg(value_name = "KEY")]
+    pub key: String,
+}
+
+/// What can be set of a key.
+#[derive(Clone, Debug, Default, PartialEq, ClapArgs)]
+pub struct KeySettings {
+    /// Models it may use, such as gpt-4o,o3*; '*': every model
+    #[arg(long, value_name = "MODEL,...", value_delimiter = ',')]
+    pub models: Option<Vec<String>>,
+    /// Address or network it may be used from, such as 10.0.0.0/8; repeatable; any: from everywhere
+    #[arg(long, value_name = "NET", value_delimiter = ',', value_parser = value::allowed)]
+    pub allow_ip: Option<Vec<Allowed<IpNet>>>,
+    /// When it ceases to work: a time, a date, or after a span such as 30d; never
+    #[arg(long, value_name = "WHEN")]
+    pub expires: Option<Setting<Moment>>,
+    /// Tokens per calendar month (UTC); 0: no quota of its own
+    #[arg(long, value_name = "N")]
+    pub monthly_tokens: Option<u64>,
+    /// Limits per minute.
+    #[command(flatten)]
+    pub limits: LimitSettings,
+}
+
+/// `tollgate upstream`
+#[derive(Debug, Subcommand)]
+pub enum UpstreamVerb {
+    /// Add an upstream; its credential is read from standard input, or from TOLLGATE_UPSTREAM_CREDENTIAL
+    Add {
+        /// Unique name, the label in metrics
+        #[arg(long)]
+        name: String,
+        /// What is set.
+        #[command(flatten)]
+        settings: UpstreamSettings,
+    },
+    /// List all upstreams, those of the config file too
+    List,
+    /// Show one upstream (never its credential)
+    Show(UpstreamRef),
+    /// Change an upstream
+    Update {
+        /// Which upstream.
+        #[command(flatten)]
+        upstream: UpstreamRef,
+        /// New name
+        #[arg(long)]
+        name: Option<String>,
+        /// Read a new credential, as `upstream add` does
+        #[arg(long)]
+        new_credential: bool,
+        /// What is set.
+        #[command(flatten)]
+        settings: UpstreamSettings,
+    },
+    /// Give a disabled upstream work again
+    Enable(UpstreamRef),
+    /// Give an upstream no new work
+    Disable(UpstreamRef),
+    /// Remove an upstream and forget its credential
+    Remove(UpstreamRef),
+    /// Ask an upstream for its models, with its credential
+    Test(UpstreamRef),
+}
+
+/// Which upstream.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct UpstreamRef {
+    /// Id or name
+    #[arg(value_name = "UPSTREAM")]
+    pub upstream: String,
+}
+
+/// What can be set of an upstream.
+#[derive(Clone, Debug, Default, PartialEq, ClapArgs)]
+pub struct UpstreamSettings {
+    /// How it wants to be spoken to: openai or azure [default: openai]
+    #[arg(long)]
+    pub kind: Option<UpstreamKind>,
+    /// Where it is [default: https://api.openai.com/v1]
+    #[arg(long, value_name = "URL", value_parser = BaseUrl::parse)]
+    pub base_url: Option<BaseUrl>,
+    /// What it serves: names, name=upstream-name pairs, or patterns with '*' [default: *]
+    #[arg(long, value_name = "MODEL,...", value_delimiter = ',', value_parser = ModelEntry::parse)]
+    pub models: Option<Vec<ModelEntry>>,
+    /// Share of the work among upstreams of the same priority, 0 to 1000 [default: 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1000))]
+    pub weight: Option<u32>,
+    /// Lower numbers are used first, 0 to 1000 [default: 0]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1000))]
+    pub priority: Option<u32>,
+    /// Azure's api-version, such as 2024-10-21
+    #[arg(long, value_name = "VERSION", value_parser = value::api_version)]
+    pub api_version: Option<String>,
+}
+
+/// `tollgate usage`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct UsageArgs {
+    /// What a row is about
+    #[arg(long, value_enum, default_value_t = UsageBy::Month)]
+    pub by: UsageBy,
+    /// First day: a date, or so long ago, such as 7d
+    #[arg(long, value_name = "WHEN")]
+    pub since: Option<Moment>,
+    /// Last day: a date, or so long ago
+    #[arg(long, value_name = "WHEN")]
+    pub until: Option<Moment>,
+}
+
+/// What a row of `tollgate usage` is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[expect(missing_docs, reason = "as in GroupBy")]
+pub enum UsageBy {
+    Day,
+    Month,
+    User,
+    Key,
+    Model,
+    Upstream,
+}
+
+impl From<UsageBy> for GroupBy {
+    fn from(by: UsageBy) -> Self {
+        match by {
+            UsageBy::Day => Self::Day,
+            UsageBy::Month => Self::Month,
+            UsageBy::User => Self::User,
+            UsageBy::Key => Self::Key,
+            UsageBy::Model => Self::Model,
+            UsageBy::Upstream => Self::Upstream,
+        }
+    }
+}
+
+/// `tollgate audit`
+#[derive(Clone, Debug, ClapArgs)]
+pub struct AuditArgs {
+    /// From then on: a time, a date, or so long ago, such as 1h
+    #[arg(long, value_name = "WHEN")]
+    pub since: Option<Moment>,
+    /// Up to then: a time, a date (which is included), or so long ago
+    #[arg(long, value_name = "WHEN", conflicts_with = "follow")]
+    pub until: Option<Moment>,
+    /// Only requests of this user (id or name)
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Only requests with this key (id, name, or user/name)
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Only requests for this model
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Only requests that were answered with this status
+    #[arg(long, value_name = "STATUS")]
+    pub status: Option<u16>,
+    /// At most so many rows
+    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub limit: u32,
+    /// Go on printing rows as they come, oldest first; with --json one object per line
+    #[arg(long)]
+    pub follow: bool,
+}
+
+/// `tollgate secret`
+#[derive(Debug, Subcommand)]
+pub enum SecretVerb {
+    /// Print a new Fernet key
+    Generate,
+    /// Read a secret from standard input and print it encrypted, to be used in the config file
+    Encrypt,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{CommandFactory, error::ErrorKind};
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Command, ErrorKind> {
+        let words = line.split(' ').map(|word| word.trim_matches('\''));
+        Args::try_parse_from(["tollgate"].into_iter().chain(words)).map(|args| args.command).map_err(|error| {
+            assert_eq!(error.exit_code(), 2, "{line}");
+            error.kind()
+        })
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn the_help_of_a_verb_is_its_own() {
+        let mut command = Args::command();
+        for (verb, about) in [(["user", "create"], "Create a user"), (["key", "update"], "Change a key")] {
+            let found =
+                command.find_subcommand_mut(verb[0]).and_then(|found| found.find_subcommand_mut(verb[1])).unwrap();
+            assert!(found.render_help().to_string().starts_with(about), "{}", found.render_help());
+        }
+    }
+
+    #[test]
+    fn the_verbs_of_the_contract_are_understood() {
+        for line in [
+            "serve",
+            "check --config conf/dev.toml",
+            "init --json",
+            "init --new-admin-token",
+            "user create --name alice --monthly-tokens 1000 --monthly-usd 12.5 --rpm 60 --tpm 0 --concurrency default",
+            "user list --json",
+            "user show alice",
+            "user update 1 --name bob",
+            "user disable alice",
+            "key create --user alice --name ci --models gpt-4o,o3* --expires 30d --allow-ip 10.0.0.0/8 --allow-ip ::1",
+            "key list --user alice",
+            "key show alice/ci",
+            "key update ci --rpm 1 --expires never --allow-ip any --monthly-tokens 5",
+            "key revoke ci",
+            "key rotate 3 --json",
+            "upstream add --name main --kind openai --base-url https://api.openai.com/v1 --models a,b=deployment",
+            "upstream add --name az --kind azure --base-url https://x.openai.azure.com --weight 3 --priority 1",
+            "upstream list",
+            "upstream show main",
+            "upstream update main --new-credential --api-version 2024-10-21",
+            "upstream enable main",
+            "upstream disable main",
+            "upstream remove main",
+            "upstream test main",
+            "usage --by day --since 2026-11-01 --until 2026-11-30",
+            "audit --since 1h --user alice --key ci --model gpt-4o --status 429 --limit 5",
+            "audit --follow",
+            "secret generate",
+            "secret encrypt",
+            "mock --listen 127.0.0.1:0",
+            "--json --config x.toml user list",
+        ] {
+            parse(line).unwrap_or_else(|kind| panic!("{line}: {kind}"));
+        }
+    }
+
+    #[test]
+    fn wrong_use_is_told_before_anything_is_done() {
+        let cases = [
+            ("user create", ErrorKind::MissingRequiredArgument),
+            ("user create --name a --rpm many", ErrorKind::ValueValidation),
+            ("user create --name a --monthly-usd -1", ErrorKind::UnknownArgument),
+            ("user create --name a --monthly-usd 1.0000000001", ErrorKind::ValueValidation),
+            ("key create --name ci", ErrorKind::MissingRequiredArgument),
+            ("key create --user a --expires soon", ErrorKind::ValueValidation),
+            ("key create --user a --allow-ip 10.0.0.0/33", ErrorKind::ValueValidation),
+            ("upstream add --name a --kind other", ErrorKind::ValueValidation),
+            ("upstream add --name a --base-url api.openai.com", ErrorKind::ValueValidation),
+            ("upstream add --name a --models a=b*", ErrorKind::ValueValidation),
+            ("upstream add --name a --weight 1001", ErrorKind::ValueValidation),
+            ("upstream add --name a --credential sk-1", ErrorKind::UnknownArgument),
+            ("usage --by week", ErrorKind::InvalidValue),
+            ("audit --limit 0", ErrorKind::ValueValidation),
+            ("audit --follow --until 2026-01-01", ErrorKind::ArgumentConflict),
+            ("frobnicate", ErrorKind::InvalidSubcommand),
+        ];
+        for (line, expected) in cases {
+            assert_eq!(parse(line).expect_err(line), expected, "{line}");
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! Results on their way out: JSON for programs, aligned text for people, both from the same values.
+
+use std::io::{Result, Write};
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::Value;
+
+/// Where results go, and in which form.
+pub(super) struct Output<'a> {
+    pub(super) json: bool,
+    pub(super) to: &'a mut dyn Write,
+}
+
+impl Output<'_> {
+    /// One thing that was made or changed: the object, or a sentence about it.
+    pub(super) fn done(&mut self, object: &Value, sentence: &str) -> Result<()> {
+        if self.json { writeln!(self.to, "{object}") } else { writeln!(self.to, "{sentence}") }
+    }
+
+    /// One thing: the object, or its fields below each other.
+    pub(super) fn show(&mut self, object: &Value) -> Result<()> {
+        if self.json {
+            return writeln!(self.to, "{object}");
+        }
+        let fields = object.as_object().into_iter().flatten();
+        let rows: Vec<_> = fields.map(|(name, value)| [heading(name), cell(name, value)]).collect();
+        let width = rows.iter().map(|[name, _]| name.chars().count()).max().unwrap_or(0);
+        rows.iter().try_for_each(|[name, value]| writeln!(self.to, "{name:width$}  {value}"))
+    }
+
+    /// A list: an array of the rows, or a table of some of their columns.
+    pub(super) fn list(&mut self, rows: &[Value], columns: &[&str]) -> Result<()> {
+        if self.json {
+            serde_json::to_writer(&mut self.to, rows)?;
+            return writeln!(self.to);
+        }
+        let mut table: Vec<Vec<String>> = vec![columns.iter().map(|name| heading(name)).collect()];
+        table.extend(rows.iter().map(|row| columns.iter().map(|name| cell(name, &row[name])).collect()));
+        let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let widths: Vec<usize> = (0..columns.len()).map(width).collect();
+        for line in &table {
+            let mut text = String::new();
+            for ((cell, width), name) in line.iter().zip(&widths).zip(columns) {
+                let padding = " ".repeat(width - cell.chars().count());
+                let is_number = rows.first().is_some_and(|row| row[name].is_number());
+                text += &if is_number { format!("{padding}{cell}  ") } else { format!("{cell}{padding}  ") };
+            }
+            writeln!(self.to, "{}", text.trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+/// A point in time, as JSON shows it; nothing, if there is none.
+pub(super) fn time(time: impl Into<Option<DateTime<Utc>>>) -> Value {
+    time.into().map_or(Value::Null, |time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true).into())
+}
+
+fn heading(name: &str) -> String {
+    name.replace("_nano_usd", "_usd")
+}
+
+fn cell(name: &str, value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
+        Value::Number(n) => match n.as_u64().filter(|_| name.ends_with("_nano_usd")) {
+            Some(nano) => dollars(nano),
+            None => n.to_string(),
+        },
+        // Seconds are enough for people.
+        Value::String(text) if name.ends_with("_at") => {
+            text.split('.').next().unwrap_or(text).trim_end_matches('Z').replace('T', " ")
+        }
+        Value::String(text) => {
+            text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+        }
+        Value::Array(items) if items.is_empty() => "any".to_owned(),
+        Value::Array(items) => items.iter().map(|item| cell(name, item)).collect::<Vec<_>>().join(","),
+        Value::Object(_) => value.to_string(),
+    }
+}
+
+/// Dollars with two decimals, and as many more as there are.
+fn dollars(nano: u64) -> String {
+    let fraction = format!("{:09}", nano % 1_000_000_000);
+    let shown = fraction.trim_end_matches('0').len().max(2);
+    format!("{}.{}", nano / 1_000_000_000, &fraction[..shown])
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn printed(json: bool, print: impl FnOnce(&mut Output<'_>) -> Result<()>) -> String {
+        let mut to = Vec::new();
+        print(&mut Output { json, to: &mut to }).unwrap();
+        String::from_utf8(to).unwrap()
+    }
+
+    #[test]
+    fn lists_are_arrays_or_aligned_tables() {
+        let rows = [
+            json!({"id": 1, "name": "a", "models": [], "cost_nano_usd": 1_500_000_000, "made_at": "2026-01-02T03:04:05.6Z"}),
+            json!({"id": 20, "name": "bob\u{1b}", "models": ["x", "y"], "cost_nano_usd": 1, "made_at": null}),
+        ];
+        let columns = ["id", "name", "models", "cost_nano_usd", "made_at"];
+        let text = printed(false, |out| out.list(&rows, &columns));
+        assert_eq!(
+            text,
+            "id  name  models     cost_usd  made_at\n 1  a     any            1.50  2026-01-02 03:04:05\n20  bob\u{fffd}  x,y     0.000000001  -\n"
+                .replace("models     cost_usd", "models     cost_usd")
+        );
+        let parsed: Value = serde_json::from_str(&printed(true, |out| out.list(&rows, &columns))).unwrap();
+        assert_eq!(parsed, json!(rows));
+        assert_eq!(printed(true, |out| out.list(&[], &columns)), "[]\n");
+        assert_eq!(printed(false, |out| out.list(&[], &["id"])), "id\n");
+    }
+
+    #[test]
+    fn one_thing_is_an_object_or_fields() {
+        let thing = json!({"id": 1, "disabled": false, "rpm": null});
+        assert_eq!(printed(false, |out| out.show(&thing)), "id        1\ndisabled  no\nrpm       -\n");
+        assert_eq!(printed(true, |out| out.show(&thing)), "{\"id\":1,\"disabled\":false,\"rpm\":null}\n");
+    }
+}

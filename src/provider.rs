@@ -1,0 +1,176 @@
+//! Asking a provider which models it lists: a real request with the upstream's own address and credential, made with
+//! Pingora's connector, so that it meets the same resolver, certificates and proxies as the data plane.
+
+use std::{io, time::Duration};
+
+use http::{HeaderValue, Method, StatusCode, header};
+use pingora::http::RequestHeader;
+use pingora_core::{
+    Error, ErrorType, connectors::http::Connector, protocols::http::client::HttpSession, upstreams::peer::HttpPeer,
+};
+use serde::Deserialize;
+use tollgate_core::{
+    azure, openai,
+    upstream::{Timeouts, Upstream, UpstreamKind},
+};
+use zeroize::Zeroizing;
+
+use crate::peers::Peer;
+
+/// How long the whole exchange may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How much of an answer is read. A list of a thousand models has some 150 KB.
+const MAX_ANSWER: usize = 4 * 1024 * 1024;
+/// How much of an answer that is no list is shown.
+const SHOWN: usize = 300;
+
+/// Why the models could not be had. The text names the likely mend.
+#[derive(Debug, thiserror::Error)]
+pub enum ProviderError {
+    /// Its settings cannot be used.
+    #[error("{0:#}")]
+    Settings(anyhow::Error),
+    /// The name could not be resolved.
+    #[error("the name {host} cannot be resolved: {source}; check base_url and the name server")]
+    Resolve {
+        /// The host of the base URL.
+        host: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// No connection came about.
+    #[error("no connection to {authority}: {reason}")]
+    Connect {
+        /// Host and port of the base URL.
+        authority: String,
+        /// Why, and what to look at.
+        reason: String,
+    },
+    /// The exchange broke off.
+    #[error("the connection to {authority} broke: {source}")]
+    Exchange {
+        /// Host and port of the base URL.
+        authority: String,
+        /// Why.
+        source: Box<Error>,
+    },
+    /// It took too long.
+    #[error("no answer within {} seconds: check base_url (http or https?) and the firewall", PATIENCE.as_secs())]
+    Slow,
+    /// It answered something else than a list.
+    #[error("{path} answered {status}: {mend}{text}")]
+    Refused {
+        /// What was asked for.
+        path: String,
+        /// What it answered.
+        status: StatusCode,
+        /// The likely mend.
+        mend: &'static str,
+        /// The beginning of its answer.
+        text: String,
+    },
+}
+
+#[derive(Deserialize)]
+struct List {
+    data: Vec<Model>,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    id: String,
+}
+
+/// The models that `upstream` lists, in their order.
+///
+/// # Errors
+/// Says what is wrong with the address, the connection, or the credential.
+pub async fn list_models(upstream: &Upstream) -> Result<Vec<String>, ProviderError> {
+    tokio::time::timeout(PATIENCE, ask(upstream)).await.map_err(|_| ProviderError::Slow)?
+}
+
+async fn ask(upstream: &Upstream) -> Result<Vec<String>, ProviderError> {
+    let authority = &upstream.base_url.authority;
+    let hasty = Upstream { timeouts: Timeouts { connect: PATIENCE, read: PATIENCE }, ..upstream.clone() };
+    let peer = Peer::try_new(&hasty).map_err(ProviderError::Settings)?;
+    let address = peer.connect_to().await;
+    let address = address.map_err(|source| ProviderError::Resolve { host: upstream.base_url.host.clone(), source })?;
+    let path = path(upstream);
+    let mut session = connect(&address, authority).await?;
+    let broke = |source| ProviderError::Exchange { authority: authority.clone(), source };
+    session.write_request_header(Box::new(request(upstream, &path).map_err(broke)?)).await.map_err(broke)?;
+    session.finish_request_body().await.map_err(broke)?;
+    session.read_response_header().await.map_err(broke)?;
+    let status = session.response_header().map(|head| head.status).unwrap_or_default();
+    let body = read_body(&mut session).await.map_err(broke)?;
+    session.shutdown().await;
+    models(status, &body).ok_or_else(|| refused(upstream, path, status, &body))
+}
+
+async fn connect(peer: &HttpPeer, authority: &str) -> Result<HttpSession, ProviderError> {
+    let session = Connector::<()>::new(None).get_http_session(peer).await;
+    session.map(|(session, _)| session).map_err(|error| {
+        let mend = match error.etype() {
+            ErrorType::InvalidCert => {
+                "its certificate is not trusted: check base_url, or give its authority as ca_file"
+            }
+            ErrorType::TLSHandshakeFailure | ErrorType::TLSHandshakeTimedout => {
+                "TLS failed: does base_url begin with http:// rightly?"
+            }
+            ErrorType::ConnectRefused => "nothing listens there: check host and port of base_url",
+            _ => "check base_url and the firewall",
+        };
+        ProviderError::Connect { authority: authority.to_owned(), reason: format!("{error}; {mend}") }
+    })
+}
+
+fn path(upstream: &Upstream) -> String {
+    let base = &upstream.base_url.path;
+    match upstream.kind {
+        UpstreamKind::OpenAi => openai::path(base, "/v1/models"),
+        UpstreamKind::Azure => azure::path(base, "/v1/models", "", upstream.api_version.as_deref()),
+    }
+}
+
+fn request(upstream: &Upstream, path: &str) -> Result<RequestHeader, Box<Error>> {
+    let mut request = RequestHeader::build(Method::GET, path.as_bytes(), Some(5))?;
+    request.insert_header(header::HOST, upstream.base_url.authority.as_str())?;
+    request.insert_header(header::ACCEPT, "application/json")?;
+    request.insert_header(header::ACCEPT_ENCODING, "identity")?;
+    let (name, before) = azure::auth_header(upstream.kind);
+    let text = Zeroizing::new(format!("{before}{}", upstream.credential.expose()));
+    let mut value = HeaderValue::from_str(&text)
+        .map_err(|_| Error::explain(ErrorType::InternalError, "the credential cannot be sent in a header"))?;
+    value.set_sensitive(true);
+    request.insert_header(name, value)?;
+    Ok(request)
+}
+
+async fn read_body(session: &mut HttpSession) -> Result<Vec<u8>, Box<Error>> {
+    let mut body = Vec::new();
+    while let Some(piece) = session.read_response_body().await? {
+        body.extend_from_slice(&piece);
+        if body.len() > MAX_ANSWER {
+            return Error::e_explain(ErrorType::InvalidHTTPHeader, "the answer is too long to be a list of models");
+        }
+    }
+    Ok(body)
+}
+
+fn models(status: StatusCode, body: &[u8]) -> Option<Vec<String>> {
+    let list: List = serde_json::from_slice(body).ok().filter(|_| status == StatusCode::OK)?;
+    Some(list.data.into_iter().map(|model| model.id).collect())
+}
+
+fn refused(upstream: &Upstream, path: String, status: StatusCode, body: &[u8]) -> ProviderError {
+    let mend = match status.as_u16() {
+        200 => "this is no list of models; check the path of base_url\n",
+        401 | 403 => "the credential is not accepted; renew it with `tollgate upstream update --new-credential`\n",
+        404 => "nothing is there; check the path of base_url (and api_version)\n",
+        429 => "the account is out of its limits or its quota\n",
+        _ => "the provider cannot answer now\n",
+    };
+    let text = String::from_utf8_lossy(body).replace(upstream.credential.expose(), "[secret]");
+    let text = text.chars().take(SHOWN).filter(|c| !c.is_control() || *c == '\n').collect();
+    ProviderError::Refused { path, status, mend, text }
+}
