@@ -93,14 +93,12 @@ impl FernetKeys {
         if keys.is_empty() { Err(SecretsError::NoKey) } else { Ok(Self(keys.into())) }
     }
 
-    /// The keys in a text: separated by commas, or one per line; what follows a `#` is a comment.
+    /// The keys in a text, in the form of [`split_keys`].
     ///
     /// # Errors
     /// As [`FernetKeys::try_new`].
     pub fn parse(text: &Secret) -> Result<Self, SecretsError> {
-        let lines = text.expose().lines().map(|line| line.split_once('#').map_or(line, |(keys, _)| keys));
-        let words = lines.flat_map(|line| line.split(',')).map(str::trim).filter(|word| !word.is_empty());
-        let keys: Vec<Secret> = words.map(|word| Secret::new(word.to_owned())).collect();
+        let keys: Vec<Secret> = split_keys(text.expose()).map(|key| Secret::new(key.to_owned())).collect();
         Self::try_new(&keys)
     }
 
@@ -123,8 +121,6 @@ impl FernetKeys {
                 std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
             }
             let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-            file.write_all(b"# Fernet keys of tollgate, one per line; the first encrypts, all decrypt.\n")?;
-            file.write_all(b"# Without them the credentials in the database cannot be read: keep a copy elsewhere.\n")?;
             file.write_all(key.expose().as_bytes())?;
             file.write_all(b"\n")?;
             file.sync_all()
@@ -195,6 +191,12 @@ pub async fn keys_for(configured: &[Secret], file: &Path, store: &Store) -> Resu
     };
     keys.check(store).await?;
     Ok(keys)
+}
+
+/// The keys in a variable or a file: separated by commas, spaces or line breaks; what follows a `#` is a comment.
+pub fn split_keys(text: &str) -> impl Iterator<Item = &str> {
+    let lines = text.lines().map(|line| line.split_once('#').map_or(line, |(keys, _)| keys));
+    lines.flat_map(|line| line.split(|c: char| c == ',' || c.is_whitespace())).filter(|key| !key.is_empty())
 }
 
 /// A new key, in its text form.

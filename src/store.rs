@@ -11,7 +11,12 @@
 //! - Opening does not connect. A [`Store`] belongs to the Tokio runtime it was opened in, and each Pingora service has
 //!   its own, so each opens its own; a database that is down fails the operation, not the start.
 
-use std::{path::Path, time::Duration};
+use std::{
+    fs::{DirBuilder, OpenOptions},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    path::Path,
+    time::Duration,
+};
 
 use sqlx::{
     PgPool, SqlitePool,
@@ -158,14 +163,9 @@ fn open_sqlite(path: &str) -> Result<SqlitePool, StoreError> {
             "sqlite://{path} must name a file, without parameters, such as sqlite://data/tollgate.db"
         )));
     }
-    if let Some(directory) = Path::new(path).parent().filter(|directory| !directory.as_os_str().is_empty()) {
-        std::fs::create_dir_all(directory).map_err(|error| {
-            StoreError::Url(format!("the directory {} cannot be made: {error}", directory.display()))
-        })?;
-    }
+    make_private(Path::new(path)).map_err(|error| StoreError::Url(format!("{path} cannot be opened: {error}")))?;
     let options = SqliteConnectOptions::new()
         .filename(path)
-        .create_if_missing(true)
         .foreign_keys(true)
         .journal_mode(SqliteJournalMode::Wal)
         // NORMAL may forget the last commits when the power fails, and the journal drops what was committed: with it,
@@ -173,6 +173,14 @@ fn open_sqlite(path: &str) -> Result<SqlitePool, StoreError> {
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(PATIENCE);
     Ok(SqlitePoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(PATIENCE).connect_lazy_with(options))
+}
+
+/// Makes the file and its directory, for the eyes of their owner alone. SQLite gives the files beside it the same mode.
+fn make_private(path: &Path) -> std::io::Result<()> {
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    OpenOptions::new().append(true).create(true).mode(0o600).open(path).map(drop)
 }
 
 fn open_postgres(url: &str) -> Result<PgPool, StoreError> {

@@ -5,7 +5,7 @@ use tollgate_core::limit::Limits;
 
 use super::{Output, WrongUse, output::time};
 use crate::{
-    args::{LimitSettings, UserSettings, UserVerb},
+    args::{LimitSettings, Setting, UserSettings, UserVerb},
     store::{Store, StoredUser, UserSpec},
 };
 
@@ -67,9 +67,9 @@ impl UserSettings {
 impl LimitSettings {
     /// Changes the limits that are set.
     pub(super) fn apply(&self, limits: &mut Limits) {
-        limits.rpm = self.rpm.map_or(limits.rpm, |rpm| rpm.value());
-        limits.tpm = self.tpm.map_or(limits.tpm, |tpm| tpm.value());
-        limits.concurrency = self.concurrency.map_or(limits.concurrency, |concurrency| concurrency.value());
+        limits.rpm = self.rpm.map_or(limits.rpm, Setting::value);
+        limits.tpm = self.tpm.map_or(limits.tpm, Setting::value);
+        limits.concurrency = self.concurrency.map_or(limits.concurrency, Setting::value);
     }
 }
 

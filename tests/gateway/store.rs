@@ -562,6 +562,20 @@ async fn urls_that_cannot_be_meant_name_the_setting() {
 }
 
 #[tokio::test]
+async fn the_files_of_sqlite_are_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let made = directory.path().join("made");
+    let store = Store::open(&format!("sqlite://{}/tollgate.db", made.display())).await.unwrap();
+    store.migrate().await.unwrap();
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&made), 0o700);
+    let files: Vec<_> = std::fs::read_dir(&made).unwrap().map(|file| file.unwrap().path()).collect();
+    assert!(files.len() > 1, "the write-ahead log is there: {files:?}");
+    assert!(files.iter().all(|file| mode(file) == 0o600), "{files:?}");
+}
+
+#[tokio::test]
 async fn a_database_that_is_not_there_is_told_without_its_password() {
     let store = Store::open("postgres://tollgate:hunter2@127.0.0.1:1/db").await.unwrap();
     let error = store.users().await.unwrap_err();
