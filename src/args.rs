@@ -274,7 +274,7 @@ pub struct UpstreamSettings {
     /// How it wants to be spoken to: openai or azure [default: openai]
     #[arg(long)]
     pub kind: Option<UpstreamKind>,
-    /// Where it is [default: https://api.openai.com/v1]
+    /// Where it is [default: OpenAI itself]
     #[arg(long, value_name = "URL", value_parser = BaseUrl::parse)]
     pub base_url: Option<BaseUrl>,
     /// What it serves: names, name=upstream-name pairs, or patterns with '*' [default: *]

@@ -1,13 +1,13 @@
 //! The database: users, keys, upstreams, the request log and its sums. SQLite (the embedded default) or PostgreSQL.
 //!
 //! Both speak nearly the same SQL (`$1` parameters, `RETURNING`, `ON CONFLICT`), so every statement is written once and
-//! compiled twice: the macros [`on_pool!`] and [`change!`] expand their body for each driver, fully typed, without a
-//! lowest-common-denominator driver in between. Only the bulk writer differs (see [`usage`]). One conformance suite runs
-//! against both.
+//! compiled twice: the macros `on_pool!` and `change!` expand their body for each driver, fully typed, without a
+//! lowest-common-denominator driver in between. Only the bulk writer differs (see `store/usage.rs`). One conformance
+//! suite runs against both.
 //!
 //! Guarantees:
 //! - Every change of users, keys and upstreams happens in one transaction with its number in the change sequence and
-//!   its row in `admin_log`; [`change!`] is the only way to write, so neither can be forgotten.
+//!   its row in `admin_log`; `change!` is the only way to write, so neither can be forgotten.
 //! - Opening does not connect. A [`Store`] belongs to the Tokio runtime it was opened in, and each Pingora service has
 //!   its own, so each opens its own; a database that is down fails the operation, not the start.
 
