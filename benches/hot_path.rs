@@ -1,7 +1,5 @@
 //! What the gateway itself does for a request, step by step, without a network.
 
-#![expect(missing_docs, reason = "criterion's macros make an undocumented main")]
-
 use std::{collections::HashMap, hint::black_box, sync::Arc};
 
 use bytes::Bytes;

@@ -16,6 +16,7 @@ pub mod mock;
 pub mod peers;
 pub mod provider;
 pub mod proxy;
+pub mod run;
 pub mod secrets;
 pub mod server;
 pub mod shared;

@@ -247,7 +247,8 @@ mod tests {
         assert_eq!(&*metrics.model_label("gpt-4o", true), "gpt-4o");
         assert_eq!(&*metrics.model_label("gpt-4o", false), "gpt-4o");
         for n in 0..ModelLabels::CAP * 2 {
-            metrics.model_label(&format!("m{n}"), true);
+            let label = metrics.model_label(&format!("m{n}"), true);
+            assert_eq!(&*label == "other", n >= ModelLabels::CAP - 1);
         }
         assert_eq!(&*metrics.model_label("late", true), "other");
         assert_eq!(metrics.models.known.len(), ModelLabels::CAP);

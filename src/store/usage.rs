@@ -7,10 +7,10 @@
 //! (see [`number`](super::number)): texts that clients and providers choose are cut to what an index takes and freed of
 //! NUL, which PostgreSQL has no place for; sums stop at the largest number instead of failing; nothing is referenced.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use chrono::{DateTime, Datelike, NaiveDate, SubsecRound, Utc};
-use tollgate_core::usage::UsageRecord;
+use tollgate_core::usage::{Attempt, UsageRecord};
 use uuid::Uuid;
 
 use super::{
@@ -59,20 +59,20 @@ macro_rules! add_sums {
 pub(super) use {add_sums, log_columns, sum_columns};
 
 /// A row of `request_log`, in the types of its columns.
-pub(super) struct LogRow {
+pub(super) struct LogRow<'r> {
     pub(super) request_id: Uuid,
     pub(super) started_at: DateTime<Utc>,
     pub(super) user_id: i64,
     pub(super) key_id: i64,
     pub(super) ip: Option<String>,
     pub(super) route: &'static str,
-    pub(super) model: String,
-    pub(super) upstream_model: Option<String>,
-    pub(super) upstream: Option<String>,
+    pub(super) model: Cow<'r, str>,
+    pub(super) upstream_model: Option<Cow<'r, str>>,
+    pub(super) upstream: Option<Cow<'r, str>>,
     pub(super) attempts: String,
     pub(super) status: i32,
     pub(super) stream: bool,
-    pub(super) code: Option<String>,
+    pub(super) code: Option<Cow<'r, str>>,
     pub(super) prompt_tokens: i64,
     pub(super) completion_tokens: i64,
     pub(super) total_tokens: i64,
@@ -85,14 +85,14 @@ pub(super) struct LogRow {
     pub(super) ttft_ms: Option<i32>,
     pub(super) duration_ms: i32,
     pub(super) overhead_us: i32,
-    pub(super) finish_reason: Option<String>,
-    pub(super) user_agent: Option<String>,
-    pub(super) client_request_id: Option<String>,
-    pub(super) provider_request_id: Option<String>,
+    pub(super) finish_reason: Option<Cow<'r, str>>,
+    pub(super) user_agent: Option<Cow<'r, str>>,
+    pub(super) client_request_id: Option<Cow<'r, str>>,
+    pub(super) provider_request_id: Option<Cow<'r, str>>,
 }
 
-impl From<&UsageRecord> for LogRow {
-    fn from(record: &UsageRecord) -> Self {
+impl<'r> From<&'r UsageRecord> for LogRow<'r> {
+    fn from(record: &'r UsageRecord) -> Self {
         let usage = &record.usage;
         Self {
             request_id: record.request_id,
@@ -104,8 +104,7 @@ impl From<&UsageRecord> for LogRow {
             model: storable(&record.model),
             upstream_model: record.upstream_model.as_deref().map(storable),
             upstream: record.upstream.as_deref().map(storable),
-            // JSON writes NUL as \u0000, which jsonb refuses as well.
-            attempts: serde_json::json!(record.attempts).to_string().replace("\\u0000", "\\ufffd"),
+            attempts: attempts_json(&record.attempts),
             status: i32::from(record.status),
             stream: record.stream,
             code: record.code.as_deref().map(storable),
@@ -129,7 +128,16 @@ impl From<&UsageRecord> for LogRow {
     }
 }
 
-fn storable(text: &str) -> String {
+/// The attempts as JSON. A NUL is written as \u0000 there, which jsonb refuses as well.
+fn attempts_json(attempts: &[Attempt]) -> String {
+    let json = serde_json::to_string(attempts).unwrap_or_else(|_| "[]".to_owned());
+    if json.contains("\\u0000") { json.replace("\\u0000", "\\ufffd") } else { json }
+}
+
+fn storable(text: &str) -> Cow<'_, str> {
+    if text.len() <= MAX_TEXT && !text.contains('\0') {
+        return Cow::Borrowed(text);
+    }
     text.chars().take(MAX_TEXT).map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
@@ -155,7 +163,7 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, row: &LogRow) {
+    fn add(&mut self, row: &LogRow<'_>) {
         let add = |sum: &mut i64, n: i64| *sum = sum.saturating_add(n);
         add(&mut self.requests, 1);
         add(&mut self.prompt_tokens, row.prompt_tokens);
@@ -169,15 +177,15 @@ impl Sum {
 pub(super) type Sums = BTreeMap<SumKey, Sum>;
 
 /// The sums of `rows` by day and by month.
-pub(super) fn sum_up<'a>(rows: impl IntoIterator<Item = &'a LogRow>) -> (Sums, Sums) {
+pub(super) fn sum_up<'a>(rows: impl IntoIterator<Item = &'a LogRow<'a>>) -> (Sums, Sums) {
     let (mut daily, mut monthly) = (Sums::new(), Sums::new());
     for row in rows {
         let day = SumKey {
             date: row.started_at.date_naive(),
             user_id: row.user_id,
             key_id: row.key_id,
-            model: row.model.clone(),
-            upstream: row.upstream.clone().unwrap_or_default(),
+            model: row.model.to_string(),
+            upstream: row.upstream.as_deref().unwrap_or_default().to_owned(),
         };
         let month = SumKey { date: day.date.with_day(1).unwrap_or(day.date), ..day.clone() };
         daily.entry(day).or_default().add(row);
@@ -192,7 +200,7 @@ impl Store {
     /// # Errors
     /// The database's. Then nothing of the batch is written.
     pub async fn write_usage(&self, records: &[UsageRecord]) -> Result<u64, StoreError> {
-        let rows: Vec<LogRow> = records.iter().map(LogRow::from).collect();
+        let rows: Vec<LogRow<'_>> = records.iter().map(LogRow::from).collect();
         match &self.pool {
             Pool::Sqlite(pool) => usage_sqlite::write(pool, &rows).await,
             Pool::Postgres(pool) => usage_postgres::write(pool, &rows).await,

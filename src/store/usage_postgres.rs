@@ -17,7 +17,7 @@ macro_rules! bind_columns {
     };
 }
 
-pub(super) async fn write(pool: &PgPool, rows: &[LogRow]) -> Result<u64, StoreError> {
+pub(super) async fn write(pool: &PgPool, rows: &[LogRow<'_>]) -> Result<u64, StoreError> {
     let mut tx = pool.begin().await?;
     let mut new = insert(&mut tx, rows).await?;
     let count = new.len() as u64;
@@ -30,7 +30,7 @@ pub(super) async fn write(pool: &PgPool, rows: &[LogRow]) -> Result<u64, StoreEr
 }
 
 /// The ids of the rows that were not there yet.
-async fn insert(tx: &mut Transaction<'_, Postgres>, rows: &[LogRow]) -> Result<HashSet<Uuid>, StoreError> {
+async fn insert(tx: &mut Transaction<'_, Postgres>, rows: &[LogRow<'_>]) -> Result<HashSet<Uuid>, StoreError> {
     const INSERT: &str = concat!(
         "INSERT INTO request_log (",
         log_columns!(),
@@ -51,7 +51,7 @@ async fn insert(tx: &mut Transaction<'_, Postgres>, rows: &[LogRow]) -> Result<H
         row.key_id,
         row.ip.as_deref(),
         row.route,
-        row.model.as_str(),
+        &*row.model,
         row.upstream_model.as_deref(),
         row.upstream.as_deref(),
         row.attempts.as_str(),

@@ -1,21 +1,52 @@
-//! Writing usage to SQLite: prepared statements in one transaction. Rows are bound one by one because a call costs
-//! microseconds, while a statement over arrays would need JSON in between.
+//! Writing usage to SQLite: one transaction per batch, many rows per statement.
+//!
+//! A call into SQLite is cheap, but the driver hands every statement to a thread and waits for it, which costs more than the
+//! row. So rows go in groups of [`GROUPS`], each size one prepared statement.
+//!
+//! The number of rows that a group added tells whether all were new. Only if not (a batch that is written again) is the
+//! transaction started over, row by row, to learn which ones were.
 
-use sqlx::{Sqlite, SqlitePool, Transaction};
+use std::sync::LazyLock;
+
+use sqlx::{Sqlite, SqlitePool, Transaction, query::Query, sqlite::SqliteArguments};
 
 use super::{
     StoreError,
     usage::{LogRow, Sums, add_sums, log_columns, sum_columns, sum_up},
 };
 
-pub(super) async fn write(pool: &SqlitePool, rows: &[LogRow]) -> Result<u64, StoreError> {
+/// Columns of a row.
+const COLUMNS: usize = 28;
+/// Sizes of groups, largest first. SQLite takes 32,766 parameters.
+const GROUPS: [usize; 3] = [64, 8, 1];
+
+static INSERTS: LazyLock<[String; 3]> = LazyLock::new(|| GROUPS.map(insert_statement));
+
+fn insert_statement(rows: usize) -> String {
+    let row = format!("({})", vec!["?"; COLUMNS].join(","));
+    let rows = vec![row; rows].join(",");
+    format!(concat!("INSERT INTO request_log (", log_columns!(), ") VALUES {} ON CONFLICT DO NOTHING"), rows)
+}
+
+pub(super) async fn write(pool: &SqlitePool, rows: &[LogRow<'_>]) -> Result<u64, StoreError> {
+    let all: Vec<&LogRow<'_>> = rows.iter().collect();
+    let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
+    if insert(&mut tx, rows).await? == rows.len() as u64 {
+        return settle(tx, &all).await;
+    }
+    tx.rollback().await?;
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
     let mut new = Vec::with_capacity(rows.len());
-    for row in rows {
-        if insert(&mut tx, row).await? {
+    for row in all {
+        if insert(&mut tx, std::slice::from_ref(row)).await? == 1 {
             new.push(row);
         }
     }
+    settle(tx, &new).await
+}
+
+/// Adds the new rows to the sums and commits.
+async fn settle(mut tx: Transaction<'_, Sqlite>, new: &[&LogRow<'_>]) -> Result<u64, StoreError> {
     let (daily, monthly) = sum_up(new.iter().copied());
     add(&mut tx, &daily, add_sums!("usage_daily", "day", "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"))
         .await?;
@@ -29,28 +60,37 @@ pub(super) async fn write(pool: &SqlitePool, rows: &[LogRow]) -> Result<u64, Sto
     Ok(new.len() as u64)
 }
 
-/// Was the row not there yet?
-async fn insert(tx: &mut Transaction<'_, Sqlite>, row: &LogRow) -> Result<bool, StoreError> {
-    const INSERT: &str = concat!(
-        "INSERT INTO request_log (",
-        log_columns!(),
-        ") VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22,
-                   $23, $24, $25, $26, $27, $28) ON CONFLICT DO NOTHING"
-    );
-    let done = sqlx::query(INSERT)
+/// Adds `rows`; gives how many were not there yet.
+async fn insert(tx: &mut Transaction<'_, Sqlite>, mut rows: &[LogRow<'_>]) -> Result<u64, StoreError> {
+    let mut added = 0;
+    for (size, statement) in GROUPS.into_iter().zip(INSERTS.iter()) {
+        while let Some((group, rest)) = rows.split_at_checked(size) {
+            let query = group.iter().fold(sqlx::query(statement.as_str()), bind);
+            added += query.execute(&mut **tx).await?.rows_affected();
+            rows = rest;
+            if rows.is_empty() {
+                return Ok(added);
+            }
+        }
+    }
+    Ok(added)
+}
+
+fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, row: &'q LogRow<'_>) -> Query<'q, Sqlite, SqliteArguments> {
+    query
         .bind(row.request_id.hyphenated())
         .bind(row.started_at)
         .bind(row.user_id)
         .bind(row.key_id)
-        .bind(&row.ip)
+        .bind(row.ip.as_deref())
         .bind(row.route)
-        .bind(&row.model)
-        .bind(&row.upstream_model)
-        .bind(&row.upstream)
-        .bind(&row.attempts)
+        .bind(&*row.model)
+        .bind(row.upstream_model.as_deref())
+        .bind(row.upstream.as_deref())
+        .bind(&*row.attempts)
         .bind(row.status)
         .bind(row.stream)
-        .bind(&row.code)
+        .bind(row.code.as_deref())
         .bind(row.prompt_tokens)
         .bind(row.completion_tokens)
         .bind(row.cached_tokens)
@@ -62,13 +102,10 @@ async fn insert(tx: &mut Transaction<'_, Sqlite>, row: &LogRow) -> Result<bool, 
         .bind(row.ttft_ms)
         .bind(row.duration_ms)
         .bind(row.overhead_us)
-        .bind(&row.finish_reason)
-        .bind(&row.user_agent)
-        .bind(&row.client_request_id)
-        .bind(&row.provider_request_id)
-        .execute(&mut **tx)
-        .await?;
-    Ok(done.rows_affected() == 1)
+        .bind(row.finish_reason.as_deref())
+        .bind(row.user_agent.as_deref())
+        .bind(row.client_request_id.as_deref())
+        .bind(row.provider_request_id.as_deref())
 }
 
 async fn add(tx: &mut Transaction<'_, Sqlite>, sums: &Sums, statement: &'static str) -> Result<(), StoreError> {
