@@ -1,14 +1,24 @@
 //! The journal: where the request path hands over what was used.
 //!
-//! A bounded queue between the requests and the job that writes to the database. Handing over never waits as long as
-//! there is room; when the database is away and the queue is full, the end of a request waits for room (its answer has
-//! been sent by then), and after [`PATIENCE`] the record is counted as lost instead of taking the gateway down with the
-//! database. Both show in the metrics.
+//! A bounded queue between the requests and the job that writes to the database. Handing over is a push under a lock that
+//! is held for nothing else: the writer comes for the records at its own pace and is woken only when a whole batch waits.
+//! Waking it for each record would cost a request more than everything else the gateway does for it.
+//!
+//! When the database is away and the queue is full, the end of a request waits for room (its answer has been sent by
+//! then), and after [`PATIENCE`] the record is counted as lost instead of taking the gateway down with the database.
+//! Both show in the metrics.
 
-use std::time::Duration;
+use std::{
+    collections::VecDeque,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::{
+    sync::Notify,
+    time::{Instant, timeout_at},
+};
 use tollgate_core::{openai::sse::StreamedOutput, price::Price, route::Dialect, usage::UsageRecord};
 
 /// Records that may wait for the database. At some 600 bytes each, about 40 MiB.
@@ -46,39 +56,92 @@ pub struct Finished {
     /// What tokens cost at the time of the request.
     pub price: Price,
     /// Set if its tokens are still to be counted.
-    pub uncounted: Option<Box<Uncounted>>,
+    pub uncounted: Option<Arc<Uncounted>>,
 }
 
-/// The requests' end of the queue.
+/// The queue; both ends share it.
 #[derive(Clone, Debug)]
-pub struct Journal(mpsc::Sender<Finished>);
+pub struct Journal(Arc<Queue>);
+
+#[derive(Debug)]
+struct Queue {
+    records: Mutex<VecDeque<Finished>>,
+    batch: usize,
+    batch_waits: Notify,
+    has_room: Notify,
+}
+
+impl Queue {
+    fn records(&self) -> MutexGuard<'_, VecDeque<Finished>> {
+        // Poisoned only by a panic inside a push or a pop; the records are still records.
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds a record, or gives it back if there is no room.
+    fn push(&self, finished: Finished) -> Result<(), Box<Finished>> {
+        let mut records = self.records();
+        if records.len() >= CAPACITY {
+            return Err(Box::new(finished));
+        }
+        records.push_back(finished);
+        let waiting = records.len();
+        drop(records);
+        if waiting == self.batch {
+            self.batch_waits.notify_one();
+        }
+        Ok(())
+    }
+}
 
 impl Journal {
-    /// Makes the queue; the receiver belongs to the usage writer.
+    /// A queue from which records are taken `batch` at a time.
     #[must_use]
-    pub fn new() -> (Self, mpsc::Receiver<Finished>) {
-        let (sender, receiver) = mpsc::channel(CAPACITY);
-        (Self(sender), receiver)
+    pub fn new(batch: usize) -> Self {
+        Self(Arc::new(Queue { records: Mutex::default(), batch, batch_waits: Notify::new(), has_room: Notify::new() }))
     }
 
     /// Hands a finished request over.
     ///
     /// # Errors
-    /// Gives the record back if there was no room for [`PATIENCE`], or if the writer has ended.
+    /// Gives the record back if there was no room for [`PATIENCE`](self).
     pub async fn record(&self, finished: Finished) -> Result<(), Box<Finished>> {
-        match self.0.try_send(finished) {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::TrySendError::Closed(finished)) => Err(Box::new(finished)),
-            Err(mpsc::error::TrySendError::Full(finished)) => match self.0.send_timeout(finished, PATIENCE).await {
-                Ok(()) => Ok(()),
-                Err(error) => Err(Box::new(error.into_inner())),
-            },
+        let Err(mut back) = self.0.push(finished) else { return Ok(()) };
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let has_room = self.0.has_room.notified();
+            back = match self.0.push(*back) {
+                Ok(()) => return Ok(()),
+                Err(back) => back,
+            };
+            if timeout_at(until, has_room).await.is_err() {
+                return Err(back);
+            }
         }
+    }
+
+    /// Waits until a whole batch is there, at most for `patience`, and takes what there is of it.
+    pub async fn next_batch(&self, patience: Duration) -> VecDeque<Finished> {
+        if self.pending() < self.0.batch {
+            let waited = tokio::time::timeout(patience, self.0.batch_waits.notified()).await;
+            drop(waited);
+        }
+        self.take()
+    }
+
+    /// Takes up to a batch of what is there.
+    #[must_use]
+    pub fn take(&self) -> VecDeque<Finished> {
+        let mut records = self.0.records();
+        let count = records.len().min(self.0.batch);
+        let taken = records.drain(..count).collect();
+        drop(records);
+        self.0.has_room.notify_waiters();
+        taken
     }
 
     /// Records that wait.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.0.max_capacity() - self.0.capacity()
+        self.0.records().len()
     }
 }

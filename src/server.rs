@@ -20,8 +20,9 @@ use crate::{
     config::{Config, CredentialSource, UpstreamSpec},
     drain::{Drain, Stop},
     jobs::{
+        models::Models,
         refresh::{Fixed, Refresh},
-        usage_writer::{Rules, UsageWriter},
+        usage_writer::UsageWriter,
     },
     journal::Journal,
     listen::{DataPlane, bind},
@@ -75,6 +76,7 @@ impl Assembly {
         let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain)?;
         server.add_service(data_plane);
         server.add_service(background_service("refresh", refresh));
+        server.add_service(background_service("models", Models::new(Arc::clone(&shared))));
         let writer = background_service("usage writer", writer);
         let kept = writer.task();
         server.add_service(writer);
@@ -112,7 +114,7 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     let store = Store::open(url).await?;
     store.migrate().await.context("[store] url: the database cannot be used")?;
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
-    let (journal, receiver) = Journal::new();
+    let journal = Journal::new(config.usage.batch);
     let empty = View { snapshot: Snapshot::new(0, Vec::new(), config.models.clone()), peers: Peers::new(Vec::new()) };
     let shared = Arc::new(Shared {
         view: ArcSwap::from_pointee(empty),
@@ -135,8 +137,7 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     };
     let refresh = Refresh::new(Arc::clone(&shared), url.to_owned(), fixed);
     refresh.step(&store).await?;
-    let rules = Rules { batch: config.usage.batch, flush_interval: config.usage.flush_interval };
-    let writer = UsageWriter::new(Arc::clone(&shared), url.to_owned(), rules, receiver);
+    let writer = UsageWriter::new(Arc::clone(&shared), url.to_owned(), config.usage.flush_interval);
     store.close().await;
     Ok((shared, refresh, writer))
 }

@@ -109,6 +109,18 @@ impl KeyDirectory {
         }
     }
 
+    /// Forgets every key for which `is_kept` does not hold.
+    pub fn retain(&self, is_kept: impl Fn(KeyId) -> bool) {
+        let by_hash = self.by_hash.pin();
+        self.hash_of.pin().retain(|id, hash| {
+            let kept = is_kept(*id);
+            if !kept {
+                by_hash.remove(hash);
+            }
+            kept
+        });
+    }
+
     /// How many keys there are.
     #[must_use]
     pub fn len(&self) -> usize {

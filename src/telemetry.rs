@@ -3,13 +3,23 @@
 //! Logs hold no key, no secret and no content of a request. Pingora and other libraries log through `log`; their lines are
 //! taken into the same stream, from `warn` up, because Pingora reports every hung-up client as an error of its own.
 //!
-//! Lines are written by a thread of their own, in bursts. Where nobody reads standard error, lines are dropped beyond a
-//! bounded queue: a full pipe must not stop requests.
+//! Lines are collected and written ten times a second, by a thread of their own: a system call, or only waking another
+//! thread, would cost a request more than everything else the gateway does for it. Where nobody reads standard error,
+//! lines are dropped beyond [`MAX_WAITING`]: a full pipe must not stop requests.
 
-use std::io::BufWriter;
+use std::{
+    io::{self, Write},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::JoinHandle,
+    time::Duration,
+};
 
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+/// How often lines are written.
+const PERIOD: Duration = Duration::from_millis(100);
+/// Bytes that wait to be written at the most.
+const MAX_WAITING: usize = 4 * 1024 * 1024;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,10 +31,75 @@ pub enum LogFormat {
     Json,
 }
 
+/// Lines on their way to standard error.
+#[derive(Clone, Debug, Default)]
+struct Lines(Arc<Mutex<Waiting>>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    dropped: u64,
+    ended: bool,
+}
+
+impl Lines {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what waits; says whether more may come.
+    fn flush(&self, spare: &mut Vec<u8>) -> bool {
+        let mut waiting = self.waiting();
+        std::mem::swap(&mut waiting.bytes, spare);
+        let (dropped, ended) = (std::mem::take(&mut waiting.dropped), waiting.ended);
+        drop(waiting);
+        let mut stderr = io::stderr().lock();
+        let mut written = stderr.write_all(spare);
+        if dropped > 0 {
+            written = written
+                .and(writeln!(stderr, "{dropped} log lines were dropped: standard error is not read fast enough"));
+        }
+        // A closed standard error leaves nowhere to complain.
+        drop(written);
+        spare.clear();
+        !ended
+    }
+}
+
+impl Write for Lines {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let mut waiting = self.waiting();
+        if waiting.bytes.len() + line.len() > MAX_WAITING {
+            waiting.dropped += 1;
+        } else {
+            waiting.bytes.extend_from_slice(line);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
 /// Keeps the log going; dropping it writes what is left.
 #[derive(Debug)]
 #[must_use = "lines that wait are lost when the process ends without it"]
-pub struct LogGuard(WorkerGuard);
+pub struct LogGuard {
+    lines: Lines,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Drop for LogGuard {
+    fn drop(&mut self) {
+        self.lines.waiting().ended = true;
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It does nothing that could panic; and if it did, it has said so.
+            drop(thread.join());
+        }
+    }
+}
 
 /// Starts logging to standard error. Later calls change nothing: the first one of a process counts.
 ///
@@ -39,12 +114,20 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<LogGuard> {
     let quiet = ["pingora_core=warn", "pingora_proxy=off", "sqlx=warn"];
     let filter = quiet.iter().filter_map(|d| d.parse().ok()).fold(filter, EnvFilter::add_directive);
     let registry = tracing_subscriber::registry().with(filter);
-    let (stderr, guard) = NonBlockingBuilder::default().lossy(true).finish(BufWriter::new(std::io::stderr()));
+    let lines = Lines::default();
+    let (writer, stderr) = (lines.clone(), lines.clone());
+    let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || {
+        let mut spare = Vec::new();
+        while writer.flush(&mut spare) {
+            std::thread::park_timeout(PERIOD);
+        }
+    })?;
+    let stderr = move || stderr.clone();
     let started = match format {
         LogFormat::Text => registry.with(fmt::layer().with_writer(stderr).with_ansi(false)).try_init(),
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(stderr)).try_init(),
     };
     // An error means that this process logs already, as in-process tests do.
     drop(started);
-    Ok(LogGuard(guard))
+    Ok(LogGuard { lines, thread: Some(thread) })
 }

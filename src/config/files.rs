@@ -17,6 +17,7 @@ use tollgate_core::secret::Secret;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::units::show_size;
+use crate::secrets::split_keys;
 
 /// Largest file that is read: hundreds of times what any of them needs, and a stop for `/dev/zero`.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -112,7 +113,6 @@ pub(super) fn read_authorities(path: &Path) -> Result<String, String> {
 /// # Errors
 /// A sentence that names the position of the bad key, not the key.
 pub(super) fn parse_fernet_keys(text: &str) -> Result<Vec<Secret>, String> {
-    let parts = text.split(|c: char| c == ',' || c.is_whitespace()).filter(|part| !part.is_empty());
     let key = |(index, part): (usize, &str)| match fernet::Fernet::new(part) {
         Some(_) => Ok(Secret::new(part.to_owned())),
         None => Err(format!(
@@ -120,7 +120,7 @@ pub(super) fn parse_fernet_keys(text: &str) -> Result<Vec<Secret>, String> {
             index + 1
         )),
     };
-    let keys: Vec<Secret> = parts.enumerate().map(key).collect::<Result<_, _>>()?;
+    let keys: Vec<Secret> = split_keys(text).enumerate().map(key).collect::<Result<_, _>>()?;
     if keys.is_empty() { Err("holds no Fernet key".to_owned()) } else { Ok(keys) }
 }
 

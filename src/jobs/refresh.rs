@@ -5,7 +5,7 @@
 //! replica within a second, and a database that is away leaves everything as it was.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -15,7 +15,7 @@ use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
 use tokio::sync::Mutex;
 use tollgate_core::{
-    id::UpstreamId,
+    id::{KeyId, UpstreamId},
     snapshot::{Member, ModelInfo, Snapshot, UpstreamState},
     upstream::{Timeouts, Upstream},
 };
@@ -87,10 +87,17 @@ impl Refresh {
     }
 
     fn apply(&self, known: &mut Known, changes: Changes) -> anyhow::Result<()> {
+        if changes.complete {
+            let kept: HashSet<KeyId> = changes.keys.iter().map(|(_, entry)| entry.id).collect();
+            self.shared.keys.retain(|id| kept.contains(&id));
+        }
         for (hash, entry) in changes.keys {
             self.shared.keys.put(hash, entry);
         }
-        let pool_changed = !changes.upstreams.is_empty() || !changes.removed_upstreams.is_empty();
+        let pool_changed = changes.complete || !changes.upstreams.is_empty() || !changes.removed_upstreams.is_empty();
+        if changes.complete {
+            known.stored.clear();
+        }
         for stored in changes.upstreams {
             let upstream = Arc::new(self.decrypt(&stored)?);
             known.stored.insert(stored.id, upstream);
@@ -98,7 +105,7 @@ impl Refresh {
         for id in changes.removed_upstreams {
             known.stored.remove(&id);
         }
-        if pool_changed || known.generation == 0 {
+        if pool_changed {
             self.swap(known)?;
         }
         known.seq = changes.seq;

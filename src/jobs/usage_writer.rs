@@ -6,19 +6,19 @@
 //!
 //! Tokens that no provider reported are counted here, away from the requests, on Tokio's blocking threads.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
 use tokio::{
-    sync::{Mutex, mpsc},
+    sync::Mutex,
     time::{Instant, sleep, timeout_at},
 };
-use tollgate_core::usage::UsageRecord;
+use tollgate_core::usage::{Usage, UsageRecord};
 
 use crate::{
     estimate,
-    journal::Finished,
+    journal::{Finished, Uncounted},
     shared::Shared,
     store::{Store, StoreError},
 };
@@ -31,43 +31,41 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::fro
 pub struct UsageWriter {
     shared: Arc<Shared>,
     store_url: String,
-    rules: Rules,
-    state: Mutex<State>,
+    flush_interval: Duration,
+    batch: Mutex<Batch>,
 }
 
-/// How records are batched.
-#[derive(Clone, Copy, Debug)]
-pub struct Rules {
-    /// Records in one transaction at the most.
-    pub batch: usize,
-    /// How long a record waits for company.
-    pub flush_interval: Duration,
+/// What was taken from the journal and is not in the database yet. A step that is cancelled leaves every record in one of
+/// the two.
+#[derive(Debug, Default)]
+struct Batch {
+    taken: VecDeque<Finished>,
+    ready: Vec<UsageRecord>,
 }
 
-#[derive(Debug)]
-struct State {
-    receiver: mpsc::Receiver<Finished>,
-    batch: Vec<UsageRecord>,
+impl Batch {
+    fn is_empty(&self) -> bool {
+        self.taken.is_empty() && self.ready.is_empty()
+    }
 }
 
 impl UsageWriter {
-    /// A writer of what `receiver` brings into the database at `store_url`.
+    /// A writer into the database at `store_url`; a record waits for others for at most `flush_interval`.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, store_url: String, rules: Rules, receiver: mpsc::Receiver<Finished>) -> Self {
-        Self { shared, store_url, rules, state: Mutex::new(State { receiver, batch: Vec::new() }) }
+    pub fn new(shared: Arc<Shared>, store_url: String, flush_interval: Duration) -> Self {
+        Self { shared, store_url, flush_interval, batch: Mutex::default() }
     }
 
-    /// One batch: collects for at most the flush interval, writes, forgets. Gives the number of records written; `None`
-    /// when the journal has ended.
+    /// Takes one batch from the journal, unless one is left from before, and writes it.
     ///
     /// # Errors
     /// If the database does not take the batch, which is kept for the next step.
-    pub async fn step(&self, store: &Store) -> Result<Option<usize>, StoreError> {
-        let mut state = self.state.lock().await;
-        if state.batch.is_empty() && !self.collect(&mut state).await {
-            return Ok(None);
+    pub async fn step(&self, store: &Store) -> Result<(), StoreError> {
+        let mut batch = self.batch.lock().await;
+        if batch.is_empty() {
+            batch.taken = self.shared.journal.next_batch(self.flush_interval).await;
         }
-        self.write(&mut state, store).await.map(Some)
+        self.write(&mut batch, store).await
     }
 
     /// Writes everything that has been handed over, until it is done or `patience` is over.
@@ -77,82 +75,63 @@ impl UsageWriter {
     pub async fn drain(&self, patience: Duration) -> anyhow::Result<()> {
         let store = Store::open(&self.store_url).await?;
         let until = Instant::now() + patience;
-        let mut state = self.state.lock().await;
+        let mut batch = self.batch.lock().await;
         loop {
-            while let Ok(finished) = state.receiver.try_recv() {
-                let record = self.settle(finished).await;
-                state.batch.push(record);
-                if state.batch.len() >= self.rules.batch {
-                    break;
-                }
+            if batch.is_empty() {
+                batch.taken = self.shared.journal.take();
             }
-            if state.batch.is_empty() {
+            if batch.is_empty() {
                 return Ok(());
             }
-            let written = timeout_at(until, self.write(&mut state, &store)).await;
+            let written = timeout_at(until, self.write(&mut batch, &store)).await;
             if let Ok(Err(error)) = &written {
                 tracing::warn!(%error, "usage cannot be written; trying again");
                 sleep(BACKOFF.0).await;
             }
             if written.is_err() || Instant::now() >= until {
-                let left = state.batch.len() + state.receiver.len();
+                let left = batch.taken.len() + batch.ready.len() + self.shared.journal.pending();
                 anyhow::bail!("{left} usage records are lost: the database did not take them in time");
             }
         }
     }
 
-    async fn collect(&self, state: &mut State) -> bool {
-        let Some(first) = state.receiver.recv().await else { return false };
-        let until = Instant::now() + self.rules.flush_interval;
-        let record = self.settle(first).await;
-        state.batch.push(record);
-        while state.batch.len() < self.rules.batch {
-            match timeout_at(until, state.receiver.recv()).await {
-                Ok(Some(finished)) => {
-                    let record = self.settle(finished).await;
-                    state.batch.push(record);
-                }
-                Ok(None) | Err(_) => break,
-            }
+    async fn write(&self, batch: &mut Batch, store: &Store) -> Result<(), StoreError> {
+        self.settle(batch).await;
+        if batch.ready.is_empty() {
+            return Ok(());
         }
-        true
-    }
-
-    async fn write(&self, state: &mut State, store: &Store) -> Result<usize, StoreError> {
         let began = Instant::now();
-        let written = store.write_usage(&state.batch).await;
+        let written = store.write_usage(&batch.ready).await;
         let metrics = &self.shared.metrics;
         metrics.store_up.set(i64::from(written.is_ok()));
         written?;
         metrics.usage_flush_seconds.observe(began.elapsed().as_secs_f64());
-        let count = state.batch.len();
-        state.batch.clear();
-        Ok(count)
+        batch.ready.clear();
+        Ok(())
     }
 
     /// Counts what is not counted yet, prices it, and adds it to the metrics.
-    async fn settle(&self, finished: Finished) -> UsageRecord {
-        let Finished { mut record, price, uncounted } = finished;
-        if let Some(uncounted) = uncounted {
-            let model = record.model.clone();
-            match tokio::task::spawn_blocking(move || estimate::count(&model, &uncounted)).await {
-                Ok(usage) => record.usage = usage,
-                Err(error) => tracing::error!(%error, request_id = %record.request_id, "tokens could not be counted"),
-            }
+    async fn settle(&self, batch: &mut Batch) {
+        while let Some(next) = batch.taken.front() {
+            let counted = match &next.uncounted {
+                Some(uncounted) => count(next.record.model.clone(), Arc::clone(uncounted)).await,
+                None => None,
+            };
+            let Some(Finished { mut record, price, .. }) = batch.taken.pop_front() else { return };
+            record.usage = counted.unwrap_or(record.usage);
+            record.cost_nano_usd = price.cost_nano_usd(&record.usage);
+            let label = self.shared.metrics.model_label(&record.model, false);
+            self.shared.metrics.tokens(&label, &record.usage);
+            batch.ready.push(record);
         }
-        record.cost_nano_usd = price.cost_nano_usd(&record.usage);
-        let label = self.shared.metrics.model_label(&record.model, false);
-        self.shared.metrics.tokens(&label, &record.usage);
-        record
     }
 
-    async fn run(&self) -> Result<(), StoreError> {
+    async fn run(&self) -> Result<Infallible, StoreError> {
         let store = Store::open(&self.store_url).await?;
         let mut backoff = BACKOFF.0;
         loop {
             match self.step(&store).await {
-                Ok(Some(_)) => backoff = BACKOFF.0,
-                Ok(None) => return Ok(()),
+                Ok(()) => backoff = BACKOFF.0,
                 Err(error) => {
                     tracing::warn!(%error, pending = self.shared.journal.pending(), "usage cannot be written; trying again");
                     sleep(backoff).await;
@@ -163,13 +142,16 @@ impl UsageWriter {
     }
 }
 
+async fn count(model: String, uncounted: Arc<Uncounted>) -> Option<Usage> {
+    let counting = tokio::task::spawn_blocking(move || estimate::count(&model, &uncounted));
+    counting.await.inspect_err(|error| tracing::error!(%error, "tokens could not be counted")).ok()
+}
+
 #[async_trait]
 impl BackgroundService for UsageWriter {
     async fn start(&self, mut shutdown: ShutdownWatch) {
         tokio::select! {
-            ended = self.run() => if let Err(error) = ended {
-                tracing::error!(%error, "the usage writer cannot start");
-            },
+            Err(error) = self.run() => tracing::error!(%error, "the usage writer cannot start"),
             _ = shutdown.changed() => {}
         }
     }

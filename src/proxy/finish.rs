@@ -1,5 +1,7 @@
 //! The end of a request: books, metrics, one line in the access log.
 
+use std::sync::Arc;
+
 use http::header;
 use pingora_core::{Error, ErrorSource};
 use pingora_proxy::Session;
@@ -137,7 +139,7 @@ fn finished(
     let price = ask.as_ref().map(|ask| ask.target.price).unwrap_or_default();
     let uncounted = ask
         .filter(|_| estimated)
-        .map(|ask: Ask| Box::new(Uncounted { dialect: ask.dialect, prompt: ask.body, output: outcome.output }));
+        .map(|ask: Ask| Arc::new(Uncounted { dialect: ask.dialect, prompt: ask.body, output: outcome.output }));
     Some(Finished { record, price, uncounted })
 }
 

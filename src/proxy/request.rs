@@ -8,6 +8,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use http::{HeaderMap, header};
+use percent_encoding::percent_decode_str;
 use pingora_core::Result;
 use pingora_proxy::Session;
 use tollgate_core::{
@@ -72,7 +73,8 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
             reply::json(session, ctx.request_id, list.to_string().into()).await
         }
         Action::ShowModel => {
-            let name = session.req_header().uri.path().trim_start_matches(route.path).to_owned();
+            let path = session.req_header().uri.path();
+            let name = percent_decode_str(&path[route.path.len()..]).decode_utf8_lossy().into_owned();
             if view.snapshot.resolve(&name, &key).is_none() {
                 return Err(Failure::Denied(Denial::ModelNotFound { model: name }));
             }

@@ -143,6 +143,29 @@ async fn the_model_list_is_what_this_key_may_use() {
 }
 
 #[tokio::test]
+async fn an_upstream_for_every_model_is_asked_what_it_lists() {
+    let upstream = Upstream::start(completion());
+    let gateway = Gateway::builder()
+        .upstream("main", &upstream.base_url(), "")
+        .tables("[models.\"gpt-4o\"]\naliases = [\"org/smart\"]")
+        .start();
+    let until = std::time::Instant::now() + crate::support::gateway::PATIENCE;
+    loop {
+        let list = h1(gateway.http()).get("/v1/models").bearer(&gateway.key).send().await.unwrap().whole().await.json();
+        let models = list["data"].as_array().unwrap();
+        let names: Vec<_> = models.iter().map(|model| model["id"].as_str().unwrap()).collect();
+        if names == ["gpt-4o", "listed-only", "org/smart"] {
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "{names:?}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let shown =
+        h1(gateway.http()).get("/v1/models/org%2Fsmart").bearer(&gateway.key).send().await.unwrap().whole().await;
+    assert_eq!(shown.json()["id"], "org/smart");
+}
+
+#[tokio::test]
 async fn paths_and_methods_outside_the_table_are_not_forwarded() {
     let upstream = Upstream::start(completion());
     let gateway = Gateway::before(&upstream.base_url());

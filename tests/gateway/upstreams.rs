@@ -111,7 +111,8 @@ async fn connections_to_an_upstream_are_kept() {
     for _ in 0..5 {
         gateway.ask(CHAT, &chat()).await;
     }
-    assert!(upstream.received().iter().all(|request| request.connection == 0));
+    let connections: Vec<_> = upstream.received().iter().map(|request| request.connection).collect();
+    assert!(connections.iter().all(|connection| *connection == connections[0]), "{connections:?}");
 }
 
 #[tokio::test]

@@ -36,6 +36,9 @@ const MOST_RECORDED: usize = 1024;
 /// How long a test waits for what it expects.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// The models that every scripted upstream lists. Whoever asks for the list is not recorded: the gateway asks when it likes.
+pub(crate) const LISTED_MODELS: [&str; 2] = ["gpt-4o", "listed-only"];
+
 /// What is answered: the same always, one after the other, or by a function of the request.
 pub(crate) struct Script(Box<dyn FnMut(&Received) -> Answer + Send>);
 
@@ -86,6 +89,10 @@ impl Shared {
     }
 
     fn answer(&self, request: Received) -> Answer {
+        if request.method == "GET" && request.target.split('?').next().is_some_and(|path| path.ends_with("/models")) {
+            let models: Vec<_> = LISTED_MODELS.iter().map(|id| serde_json::json!({ "id": id })).collect();
+            return Answer::json(200, &serde_json::json!({ "object": "list", "data": models }));
+        }
         let mut state = self.state();
         let answer = (state.script.0)(&request);
         if state.received.len() < MOST_RECORDED {
