@@ -40,6 +40,11 @@ wait_for() {
     die "$1 does not answer"
 }
 
+# must_be_free HOST:PORT: else what answers there could pass for what is about to be started.
+must_be_free() {
+    if (exec 3<>"/dev/tcp/${1/://}") 2>/dev/null; then die "$1 is in use by another process"; fi
+}
+
 # json_field NAME: the string field NAME of the JSON object on standard input.
 json_field() {
     local value

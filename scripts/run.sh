@@ -11,8 +11,8 @@ set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-GATEWAY=http://127.0.0.1:8080 # the default of the configuration
-MOCK=127.0.0.1:9100           # as in conf/dev.toml
+GATEWAY=127.0.0.1:8080 # the default of the configuration
+MOCK=127.0.0.1:9100    # as in conf/dev.toml
 FIRST_KEY=data/first-key
 
 choose_upstream() {
@@ -51,22 +51,24 @@ make_first_key() {
 start() {
     if [[ $config == conf/dev.toml ]]; then
         say "OPENAI_API_KEY is not set: the upstream is tollgate mock"
+        must_be_free "$MOCK"
         "$binary" mock --listen "$MOCK" >data/mock.log 2>&1 &
         children+=("$!")
         wait_for "http://$MOCK/v1/models" "$!" data/mock.log
     fi
+    must_be_free "$GATEWAY"
     # The binary itself, not the function: `$!` must be the gateway, and no shell around it.
     "$binary" --config "$config" serve &
     gateway=$!
     children+=("$gateway")
-    wait_for "$GATEWAY/health" "$gateway" -
+    wait_for "http://$GATEWAY/health" "$gateway" -
 }
 
 show_curl() {
     say "the gateway runs (Ctrl-C ends it); paste this into another terminal:"
     cat <<TEXT
 
-curl $GATEWAY/v1/chat/completions -H "Authorization: Bearer $(<"$FIRST_KEY")" -H "Content-Type: application/json" -d '{"model":"$model","messages":[{"role":"user","content":"Hello!"}]}'
+curl http://$GATEWAY/v1/chat/completions -H "Authorization: Bearer $(<"$FIRST_KEY")" -H "Content-Type: application/json" -d '{"model":"$model","messages":[{"role":"user","content":"Hello!"}]}'
 
 TEXT
 }
