@@ -258,7 +258,8 @@ async fn testing_an_upstream_asks_for_its_models_with_its_credential() {
     let cli = Cli::new().await;
     let list = json!({"object": "list", "data": [{"id": "gpt-4o"}, {"id": "o3"}]});
     let refusal = json!({"error": {"message": "Incorrect API key provided: sk-right"}});
-    let upstream = Scripted::start([Answer::json(200, &list), Answer::json(401, &refusal), Answer::json(200, &list)]);
+    let upstream =
+        Scripted::without_list([Answer::json(200, &list), Answer::json(401, &refusal), Answer::json(200, &list)]);
     let base = format!("http://{}", upstream.addr());
     cli.run(&format!("upstream add --name main --base-url {base}/v1"), "sk-right").await.unwrap();
     let tested = cli.json("upstream test main").await;
@@ -296,7 +297,7 @@ async fn an_upstream_that_cannot_be_reached_says_why() {
     cli.run(&format!("upstream add --name plain --base-url https://{plain}/v1"), "sk-1").await.unwrap();
     let (error, _) = cli.fails("upstream test plain", "").await;
     assert!(error.contains("TLS failed"), "{error}");
-    let other = Scripted::start(Answer::json(200, &json!({"hello": 1})));
+    let other = Scripted::without_list(Answer::json(200, &json!({"hello": 1})));
     cli.run(&format!("upstream update plain --base-url http://{}", other.addr()), "").await.unwrap();
     let (error, _) = cli.fails("upstream test plain", "").await;
     assert!(error.contains("no list of models"), "{error}");

@@ -3,11 +3,14 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tollgate::store::AuditRow;
+use tollgate::store::{AuditRow, GroupBy, KeySpec, UsageQuery};
+use tollgate_core::key::ApiKey;
 
 use crate::support::{
-    gateway::Gateway,
+    client::h1,
+    gateway::{Gateway, PATIENCE},
     openai::{DONE, chat, chat_stream, completion, event, events, usage_event},
+    postgres,
     upstream::{Answer, Script, Upstream},
 };
 
@@ -203,6 +206,33 @@ async fn other_endpoints_are_counted_in_their_own_words() {
         rows.iter().rev().map(|row| (row.route.as_str(), row.prompt_tokens, row.completion_tokens)).collect();
     assert_eq!(all, [("responses", 11, 3), ("embeddings", 8, 0), ("completions", 2, 1), ("responses", 11, 3)]);
     assert!(rows.iter().all(|row| !row.estimated));
+}
+
+#[tokio::test]
+async fn the_books_may_be_in_postgresql() {
+    let upstream = Upstream::start(completion());
+    let gateway = Gateway::builder().store(&postgres::database()).upstream("main", &upstream.base_url(), "").start();
+    for _ in 0..3 {
+        gateway.ask(CHAT, &chat()).await;
+    }
+    let rows = gateway.rows(3).await;
+    assert!(rows.iter().all(|row| counts(row) == (7, 5, false)));
+    let store = gateway.store().await;
+    let query = UsageQuery { by: GroupBy::User, since: None, until: None };
+    let sums = store.usage(query).await.unwrap();
+    assert_eq!(sums.iter().map(|sum| (sum.requests, sum.total_tokens)).collect::<Vec<_>>(), [(3, 36)]);
+    let other = ApiKey::from_random(&[42; 32]);
+    let user = store.find_user("alice").await.unwrap();
+    store.create_key(user.id, &KeySpec { name: "other".into(), ..KeySpec::default() }, &other, "test").await.unwrap();
+    let until = std::time::Instant::now() + PATIENCE;
+    loop {
+        let request = h1(gateway.http()).post(CHAT).bearer(other.expose());
+        if request.body_content_length(chat().to_string()).send().await.unwrap().status == 200 {
+            break;
+        }
+        assert!(std::time::Instant::now() < until, "the new key is not seen");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]

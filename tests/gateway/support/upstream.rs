@@ -75,6 +75,7 @@ pub(crate) struct Upstream {
 struct Shared {
     state: Mutex<State>,
     changed: Notify,
+    lists_models: bool,
 }
 
 struct State {
@@ -89,7 +90,10 @@ impl Shared {
     }
 
     fn answer(&self, request: Received) -> Answer {
-        if request.method == "GET" && request.target.split('?').next().is_some_and(|path| path.ends_with("/models")) {
+        if self.lists_models
+            && request.method == "GET"
+            && request.target.split('?').next().is_some_and(|path| path.ends_with("/models"))
+        {
             let models: Vec<_> = LISTED_MODELS.iter().map(|id| serde_json::json!({ "id": id })).collect();
             return Answer::json(200, &serde_json::json!({ "object": "list", "data": models }));
         }
@@ -109,13 +113,22 @@ impl Shared {
 }
 
 impl Upstream {
-    /// Starts one on a free port.
+    /// Starts one on a free port. It lists [`LISTED_MODELS`] by itself; everything else is answered by the script.
     pub(crate) fn start(script: impl Into<Script>) -> Self {
+        Self::listen(script.into(), true)
+    }
+
+    /// Starts one whose script answers for the list of models too.
+    pub(crate) fn without_list(script: impl Into<Script>) -> Self {
+        Self::listen(script.into(), false)
+    }
+
+    fn listen(script: Script, lists_models: bool) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
         let addr = listener.local_addr().expect("the port");
         listener.set_nonblocking(true).expect("a listener that does not block");
-        let state = State { script: script.into(), received: Vec::new(), hang_ups: 0 };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() });
+        let state = State { script, received: Vec::new(), hang_ups: 0 };
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Notify::new(), lists_models });
         let (stop, stopped) = oneshot::channel::<()>();
         let thread = std::thread::spawn({
             let shared = Arc::clone(&shared);
