@@ -12,6 +12,7 @@ mod load;
 mod mock;
 mod options;
 mod process;
+mod quiet;
 mod report;
 mod systems;
 mod verify;
@@ -21,6 +22,7 @@ use clap::Parser;
 use figures::{AllFigures, Samples, quantile};
 use load::{Target, closed_loop, open_loop};
 use options::{JSON_CONNECTIONS, Optional, Options, STREAM_CONNECTIONS};
+use quiet::Quiet;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
 use systems::{BARE, System, Systems};
@@ -55,81 +57,89 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if missed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+/// One comparison: what every load needs to know, and what it found so far.
+struct Comparison<'a> {
+    options: &'a Options,
+    systems: &'a Systems,
+    requests: Requests,
+    quiet: Quiet,
+    figures: AllFigures,
+}
+
 /// Runs every load on every system; returns the figures and the open loop's rate.
 async fn measure(options: &Options, systems: &Systems) -> anyhow::Result<(AllFigures, f64)> {
-    let requests = Requests::new(&systems.key);
+    let (requests, quiet, figures) = (Requests::new(&systems.key), Quiet::default(), AllFigures::new());
     for system in &systems.all {
         requests.verify(system.address).await.with_context(|| format!("{} answers wrongly", system.name))?;
     }
-    let mut figures = AllFigures::new();
-    for round in 1..=options.rounds() {
-        println!("JSON, closed loop: round {round} of {}", options.rounds());
+    let mut comparison = Comparison { options, systems, requests, quiet, figures };
+    let rounds = options.rounds();
+    for round in 1..=rounds {
+        println!("JSON, closed loop: round {round} of {rounds}");
         for system in &systems.all {
-            json_closed(options, &requests, system, &mut figures).await.with_context(|| system.name)?;
+            comparison.json_closed(system).await.with_context(|| system.name)?;
         }
     }
-    let full_load = figures.get(BARE).and_then(|bare| bare.json_requests_per_second.median());
+    let full_load = comparison.figures.get(BARE).and_then(|bare| bare.json_requests_per_second.median());
     let rate = full_load.context("bare Pingora was not measured")? / 2.0;
-    for round in 1..=options.rounds() {
-        println!("JSON, open loop at {rate:.0} requests/s: round {round} of {}", options.rounds());
+    for round in 1..=rounds {
+        println!("JSON, open loop at {rate:.0} requests/s: round {round} of {rounds}");
         for system in &systems.all {
-            json_open(options, &requests, system, rate, &mut figures).await.with_context(|| system.name)?;
+            comparison.json_open(system, rate).await.with_context(|| system.name)?;
         }
     }
-    for round in 1..=options.rounds() {
-        println!("streams, closed loop: round {round} of {}", options.rounds());
+    for round in 1..=rounds {
+        println!("streams, closed loop: round {round} of {rounds}");
         for system in &systems.all {
-            streams_closed(options, &requests, system, &mut figures).await.with_context(|| system.name)?;
+            comparison.streams_closed(system).await.with_context(|| system.name)?;
         }
     }
-    for system in &systems.all {
-        let entry = figures.entry(system.name).or_default();
-        entry.idle_mib = Samples(vec![system.idle_mib]);
-        entry.peak_mib = Samples(vec![system.process.peak_resident_mib()?]);
+    comparison.memory()?;
+    let disturbed = comparison.quiet.disturbed();
+    if disturbed > 0 {
+        println!("\nWARNING: other work on this machine disturbed {disturbed} windows to the last try");
     }
-    Ok((figures, rate))
+    Ok((comparison.figures, rate))
 }
 
-async fn json_closed(
-    options: &Options,
-    requests: &Requests,
-    system: &System,
-    figures: &mut AllFigures,
-) -> anyhow::Result<()> {
-    let target = Target { address: system.address, request: requests.json(system.address) };
-    let window = closed_loop(&target, JSON_CONNECTIONS, options.window(), &system.process).await?;
-    let entry = figures.entry(system.name).or_default();
-    entry.json_requests_per_second.0.push(window.requests_per_second());
-    entry.json_cpu_us.0.push(window.cpu_us_per_request());
-    Ok(())
-}
+impl Comparison<'_> {
+    async fn json_closed(&mut self, system: &System) -> anyhow::Result<()> {
+        let target = Target { address: system.address, request: self.requests.json(system.address) };
+        let run = async || closed_loop(&target, JSON_CONNECTIONS, self.options.window(), &system.process).await;
+        let window = self.quiet.measure(self.systems, run).await?;
+        let entry = self.figures.entry(system.name).or_default();
+        entry.json_requests_per_second.0.push(window.requests_per_second());
+        entry.json_cpu_us.0.push(window.cpu_us_per_request());
+        Ok(())
+    }
 
-async fn json_open(
-    options: &Options,
-    requests: &Requests,
-    system: &System,
-    rate: f64,
-    figures: &mut AllFigures,
-) -> anyhow::Result<()> {
-    let target = Target { address: system.address, request: requests.json(system.address) };
-    let (latencies, window) = open_loop(&target, JSON_CONNECTIONS, rate, options.window(), &system.process).await?;
-    let entry = figures.entry(system.name).or_default();
-    entry.half_load_p50_us.0.push(quantile(&latencies, 0.50).context("no request was answered")?);
-    entry.half_load_p99_us.0.push(quantile(&latencies, 0.99).context("no request was answered")?);
-    entry.half_load_cpu_us.0.push(window.cpu_us_per_request());
-    Ok(())
-}
+    async fn json_open(&mut self, system: &System, rate: f64) -> anyhow::Result<()> {
+        let target = Target { address: system.address, request: self.requests.json(system.address) };
+        let run = async || open_loop(&target, JSON_CONNECTIONS, rate, self.options.window(), &system.process).await;
+        let (latencies, window) = self.quiet.measure(self.systems, run).await?;
+        let entry = self.figures.entry(system.name).or_default();
+        entry.half_load_p50_us.0.push(quantile(&latencies, 0.50).context("no request was answered")?);
+        entry.half_load_p99_us.0.push(quantile(&latencies, 0.99).context("no request was answered")?);
+        entry.half_load_cpu_us.0.push(window.cpu_us_per_request());
+        Ok(())
+    }
 
-async fn streams_closed(
-    options: &Options,
-    requests: &Requests,
-    system: &System,
-    figures: &mut AllFigures,
-) -> anyhow::Result<()> {
-    let target = Target { address: system.address, request: requests.stream(system.address) };
-    let window = closed_loop(&target, STREAM_CONNECTIONS, options.window(), &system.process).await?;
-    let entry = figures.entry(system.name).or_default();
-    entry.streams_per_second.0.push(window.requests_per_second());
-    entry.chunk_cpu_us.0.push(window.cpu_us_per_request() / f64::from(mock::CHUNKS));
-    Ok(())
+    async fn streams_closed(&mut self, system: &System) -> anyhow::Result<()> {
+        let target = Target { address: system.address, request: self.requests.stream(system.address) };
+        let run = async || closed_loop(&target, STREAM_CONNECTIONS, self.options.window(), &system.process).await;
+        let window = self.quiet.measure(self.systems, run).await?;
+        let entry = self.figures.entry(system.name).or_default();
+        entry.streams_per_second.0.push(window.requests_per_second());
+        entry.chunk_cpu_us.0.push(window.cpu_us_per_request() / f64::from(mock::CHUNKS));
+        Ok(())
+    }
+
+    fn memory(&mut self) -> anyhow::Result<()> {
+        for system in &self.systems.all {
+            let entry = self.figures.entry(system.name).or_default();
+            entry.idle_mib = Samples(vec![system.idle_mib]);
+            entry.peak_mib = Samples(vec![system.process.peak_resident_mib()?]);
+        }
+        Ok(())
+    }
 }

@@ -57,12 +57,7 @@ impl Process {
 
     /// User and system time so far, of all threads, ended ones too.
     pub(crate) fn cpu(&self) -> anyhow::Result<Duration> {
-        let path = format!("/proc/{}/stat", self.child.id());
-        let stat = fs::read_to_string(&path).with_context(|| format!("{path}: the process has ended"))?;
-        // The name, in parentheses, may itself hold blanks; utime and stime are the 12th and 13th fields after it.
-        let (_, fields) = stat.rsplit_once(')').context("no process name in stat")?;
-        let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u32>).sum::<Result<u32, _>>()?;
-        Ok(Duration::from_secs_f64(f64::from(ticks) / TICKS_PER_SECOND))
+        cpu_of(&self.child.id().to_string())
     }
 
     /// Resident memory now (`VmRSS`) in MiB.
@@ -90,6 +85,33 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// User and system time so far of this process.
+pub(crate) fn own_cpu() -> anyhow::Result<Duration> {
+    cpu_of("self")
+}
+
+/// For how long a core has been busy, or was taken away by a hypervisor. Soft interrupts count: they carry the loopback
+/// traffic, and the kernel puts them on the account of the process that they interrupt.
+pub(crate) fn core_busy(core: u32) -> anyhow::Result<Duration> {
+    let stat = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    let label = format!("cpu{core} ");
+    let line = stat.lines().find_map(|line| line.strip_prefix(&label)).context("no such core in /proc/stat")?;
+    let fields = line.split_whitespace().map(str::parse::<f64>).collect::<Result<Vec<_>, _>>()?;
+    let [user, nice, system, _idle, _iowait, irq, softirq, steal, ..] = fields[..] else {
+        bail!("/proc/stat is shorter than expected: {line}");
+    };
+    Ok(Duration::from_secs_f64((user + nice + system + irq + softirq + steal) / TICKS_PER_SECOND))
+}
+
+fn cpu_of(process: &str) -> anyhow::Result<Duration> {
+    let path = format!("/proc/{process}/stat");
+    let stat = fs::read_to_string(&path).with_context(|| format!("{path}: the process has ended"))?;
+    // The name, in parentheses, may itself hold blanks; utime and stime are the 12th and 13th fields after it.
+    let (_, fields) = stat.rsplit_once(')').context("no process name in stat")?;
+    let ticks = fields.split_whitespace().skip(11).take(2).map(str::parse::<u32>).sum::<Result<u32, _>>()?;
+    Ok(Duration::from_secs_f64(f64::from(ticks) / TICKS_PER_SECOND))
 }
 
 /// A command that will run `program` on `core` alone, and not outlive this process. Arguments may be added.
