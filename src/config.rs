@@ -93,6 +93,8 @@ pub struct Server {
     pub max_body_bytes: usize,
     /// Worker threads; at least 1.
     pub threads: usize,
+    /// May an idle thread take over work of a busy one?
+    pub work_stealing: bool,
     /// How long a client may take from one piece of its request to the next.
     pub client_timeout: Duration,
     /// How long requests in flight may take to finish when the gateway stops.

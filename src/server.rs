@@ -176,8 +176,7 @@ fn file_upstream(spec: &UpstreamSpec, fernet: &FernetKeys) -> anyhow::Result<Ups
 fn server_conf(config: &Config) -> ServerConf {
     ServerConf {
         threads: config.server.threads,
-        // One runtime per thread: requests are short and many, so moving them between threads costs more than it evens out.
-        work_stealing: false,
+        work_stealing: config.server.work_stealing,
         // One more than upstreams that are tried: a stale connection is tried anew.
         max_retries: config.retry.attempts + 1,
         upstream_keepalive_pool_size: config.server.keepalive_pool,

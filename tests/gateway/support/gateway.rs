@@ -72,6 +72,8 @@ impl Builder {
         self
     }
 
+    /// Work stealing is on because Pingora's other runtime remembers a process's first server by the numbers of its threads,
+    /// and a test process has many servers; `tests/clients` runs the default.
     fn config_text(&self) -> String {
         let dir = self.dir.path().display();
         let (tls_listen, tls) = match &self.tls {
@@ -79,7 +81,7 @@ impl Builder {
             Some(_) => ("[\"127.0.0.1:0\"]", format!("[tls]\ncert = \"{dir}/cert.pem\"\nkey = \"{dir}/key.pem\"\n")),
         };
         format!(
-            "[server]\nlisten = [\"127.0.0.1:0\"]\ntls_listen = {tls_listen}\nadmin_listen = \"127.0.0.1:0\"\n{}\n\
+            "[server]\nlisten = [\"127.0.0.1:0\"]\ntls_listen = {tls_listen}\nadmin_listen = \"127.0.0.1:0\"\nwork_stealing = true\n{}\n\
              {tls}[store]\nurl = \"{}\"\n[secrets]\nfernet_keys_file = \"{dir}/fernet.key\"\n\
              [usage]\nflush_interval = \"20ms\"\n{}\n{}",
             self.top, self.store_url, self.tables, self.upstreams
