@@ -23,6 +23,8 @@ use tollgate_core::{openai::sse::StreamedOutput, price::Price, route::Dialect, u
 
 /// Records that may wait for the database. At some 600 bytes each, about 40 MiB.
 const CAPACITY: usize = 65_536;
+/// Bytes of prompts and answers that may wait to be counted. What exceeds them is counted by its length.
+const MAX_TEXT_BYTES: usize = 64 * 1024 * 1024;
 /// How long a request's end waits for room.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -48,6 +50,16 @@ pub enum Output {
     Stream(StreamedOutput),
 }
 
+impl Output {
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Json(body) => body.len(),
+            Self::Stream(deltas) => usize::try_from(deltas.kept_bytes()).unwrap_or(usize::MAX),
+        }
+    }
+}
+
 /// One finished request on its way to the books.
 #[derive(Debug)]
 pub struct Finished {
@@ -65,28 +77,53 @@ pub struct Journal(Arc<Queue>);
 
 #[derive(Debug)]
 struct Queue {
-    records: Mutex<VecDeque<Finished>>,
+    waiting: Mutex<Waiting>,
     batch: usize,
     batch_waits: Notify,
     has_room: Notify,
 }
 
+#[derive(Debug, Default)]
+struct Waiting {
+    records: VecDeque<Finished>,
+    text_bytes: usize,
+}
+
+impl Finished {
+    /// Bytes of text that it holds to be counted.
+    fn text_bytes(&self) -> usize {
+        self.uncounted.as_ref().map_or(0, |uncounted| uncounted.prompt.len() + uncounted.output.len())
+    }
+
+    /// Lets go of the texts: their tokens are taken from their lengths, four bytes each, as English has them.
+    fn count_roughly(&mut self) {
+        if let Some(uncounted) = self.uncounted.take() {
+            self.record.usage.prompt_tokens = uncounted.prompt.len() as u64 / 4;
+            self.record.usage.completion_tokens = uncounted.output.len() as u64 / 4;
+        }
+    }
+}
+
 impl Queue {
-    fn records(&self) -> MutexGuard<'_, VecDeque<Finished>> {
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
         // Poisoned only by a panic inside a push or a pop; the records are still records.
-        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a record, or gives it back if there is no room.
-    fn push(&self, finished: Finished) -> Result<(), Box<Finished>> {
-        let mut records = self.records();
-        if records.len() >= CAPACITY {
+    fn push(&self, mut finished: Finished) -> Result<(), Box<Finished>> {
+        let mut waiting = self.waiting();
+        if waiting.records.len() >= CAPACITY {
             return Err(Box::new(finished));
         }
-        records.push_back(finished);
-        let waiting = records.len();
-        drop(records);
-        if waiting == self.batch {
+        if waiting.text_bytes + finished.text_bytes() > MAX_TEXT_BYTES {
+            finished.count_roughly();
+        }
+        waiting.text_bytes += finished.text_bytes();
+        waiting.records.push_back(finished);
+        let count = waiting.records.len();
+        drop(waiting);
+        if count == self.batch {
             self.batch_waits.notify_one();
         }
         Ok(())
@@ -97,7 +134,7 @@ impl Journal {
     /// A queue from which records are taken `batch` at a time.
     #[must_use]
     pub fn new(batch: usize) -> Self {
-        Self(Arc::new(Queue { records: Mutex::default(), batch, batch_waits: Notify::new(), has_room: Notify::new() }))
+        Self(Arc::new(Queue { waiting: Mutex::default(), batch, batch_waits: Notify::new(), has_room: Notify::new() }))
     }
 
     /// Hands a finished request over.
@@ -119,6 +156,14 @@ impl Journal {
         }
     }
 
+    /// Hands a finished request over without waiting.
+    ///
+    /// # Errors
+    /// Gives the record back if there is no room.
+    pub fn push(&self, finished: Finished) -> Result<(), Box<Finished>> {
+        self.0.push(finished)
+    }
+
     /// Waits until a whole batch is there, at most for `patience`, and takes what there is of it.
     pub async fn next_batch(&self, patience: Duration) -> VecDeque<Finished> {
         if self.pending() < self.0.batch {
@@ -131,10 +176,11 @@ impl Journal {
     /// Takes up to a batch of what is there.
     #[must_use]
     pub fn take(&self) -> VecDeque<Finished> {
-        let mut records = self.0.records();
-        let count = records.len().min(self.0.batch);
-        let taken = records.drain(..count).collect();
-        drop(records);
+        let mut waiting = self.0.waiting();
+        let count = waiting.records.len().min(self.0.batch);
+        let taken: VecDeque<Finished> = waiting.records.drain(..count).collect();
+        waiting.text_bytes -= taken.iter().map(Finished::text_bytes).sum::<usize>();
+        drop(waiting);
         self.0.has_room.notify_waiters();
         taken
     }
@@ -142,6 +188,6 @@ impl Journal {
     /// Records that wait.
     #[must_use]
     pub fn pending(&self) -> usize {
-        self.0.records().len()
+        self.0.waiting().records.len()
     }
 }

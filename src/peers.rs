@@ -25,6 +25,8 @@ use tollgate_core::upstream::{BaseUrl, Timeouts, Upstream};
 
 /// How long resolved addresses are used before the name is looked up again.
 const FRESH: Duration = Duration::from_secs(30);
+/// How long a look-up may take when there are addresses from before.
+const LOOKUP_WITH_SPARE: Duration = Duration::from_millis(500);
 /// How long an idle connection to an upstream is kept. OpenAI's edge closes them after some minutes.
 const IDLE: Duration = Duration::from_secs(90);
 
@@ -123,7 +125,10 @@ impl Peer {
         if let Some(known) = known.as_ref().filter(|known| known.at.elapsed() < FRESH) {
             return Ok(self.next_of(&known.addresses));
         }
-        let looked_up = tokio::net::lookup_host((self.url.host.as_str(), self.url.port)).await;
+        let patience =
+            if known.is_some() { LOOKUP_WITH_SPARE.min(self.timeouts.connect) } else { self.timeouts.connect };
+        let looking_up = tokio::net::lookup_host((self.url.host.as_str(), self.url.port));
+        let looked_up = tokio::time::timeout(patience, looking_up).await.unwrap_or_else(|late| Err(late.into()));
         match (looked_up.map(Iterator::collect::<Vec<_>>), known) {
             (Ok(addresses), _) if !addresses.is_empty() => Ok(self.keep(addresses)),
             (_, Some(known)) => Ok(self.keep(known.addresses.clone())),

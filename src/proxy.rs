@@ -56,7 +56,7 @@ impl ProxyHttp for Gateway {
     type CTX = RequestCtx;
 
     fn new_ctx(&self) -> RequestCtx {
-        RequestCtx::new(self.shared.in_flight.hold())
+        RequestCtx::new(self.shared.in_flight.hold(), self.shared.journal.clone())
     }
 
     /// None: the default compression module costs every request and would only get in the way of streams.

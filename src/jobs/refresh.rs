@@ -99,8 +99,21 @@ impl Refresh {
             known.stored.clear();
         }
         for stored in changes.upstreams {
-            let upstream = Arc::new(self.decrypt(&stored)?);
-            known.stored.insert(stored.id, upstream);
+            match self.prepare(&stored) {
+                Ok(upstream) => {
+                    known.stored.insert(stored.id, Arc::new(upstream));
+                }
+                // At the start it is a mistake to be mended; later it must not keep other changes from being seen.
+                Err(error) if known.generation > 0 => {
+                    tracing::error!(
+                        upstream = stored.spec.name,
+                        error = format!("{error:#}"),
+                        "the upstream is not used"
+                    );
+                    known.stored.remove(&stored.id);
+                }
+                Err(error) => return Err(error),
+            }
         }
         for id in changes.removed_upstreams {
             known.stored.remove(&id);
@@ -112,7 +125,7 @@ impl Refresh {
         Ok(())
     }
 
-    fn decrypt(&self, stored: &StoredUpstream) -> anyhow::Result<Upstream> {
+    fn prepare(&self, stored: &StoredUpstream) -> anyhow::Result<Upstream> {
         let credential = self.fixed.fernet.decrypt(&stored.spec.credential).with_context(|| {
             format!("the credential of the upstream {:?} in the database cannot be decrypted", stored.spec.name)
         })?;

@@ -26,6 +26,9 @@ use crate::{
 /// How long to wait after the database failed, at first and at the most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
+/// How much the writer gives way to requests: 0 not at all, 19 as far as possible.
+const NICENESS: i32 = 15;
+
 /// The job; `main` keeps it to write the rest when the server has ended.
 #[derive(Debug)]
 pub struct UsageWriter {
@@ -147,9 +150,18 @@ async fn count(model: String, uncounted: Arc<Uncounted>) -> Option<Usage> {
     counting.await.inspect_err(|error| tracing::error!(%error, "tokens could not be counted")).ok()
 }
 
+/// Lets requests go first where cores are scarce: a batch is milliseconds of work, and a request must not wait for it. On
+/// Linux this is a property of the thread, which the threads of the database's driver inherit.
+fn give_way() {
+    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+        tracing::debug!(%error, "the usage writer keeps its priority");
+    }
+}
+
 #[async_trait]
 impl BackgroundService for UsageWriter {
     async fn start(&self, mut shutdown: ShutdownWatch) {
+        give_way();
         tokio::select! {
             Err(error) = self.run() => tracing::error!(%error, "the usage writer cannot start"),
             _ = shutdown.changed() => {}

@@ -109,6 +109,11 @@ async fn next_chunk(session: &mut Session, patience: Duration) -> Result<Option<
 /// Reads and discards what the client still sends, up to `max` bytes. Afterwards the connection may be used again only if
 /// all of it was read.
 pub async fn drain(session: &mut Session, max: usize, patience: Duration) {
+    if session.response_written().is_none() && session.req_header().headers.contains_key(header::EXPECT) {
+        // The client waits for leave to send, which it does not get.
+        session.set_keepalive(None);
+        return;
+    }
     let until = Instant::now() + patience;
     let mut left = max;
     while !session.is_body_done() && left > 0 && Instant::now() < until {

@@ -15,13 +15,20 @@ use tollgate_core::{
 };
 use uuid::Uuid;
 
-use crate::shared::{Held, View};
+use crate::{
+    journal::Journal,
+    shared::{Held, View},
+};
 
 /// State of one request. Filled by the phases, in order.
 #[derive(Debug)]
 pub struct RequestCtx {
     /// Keeps the process from ending before the request does.
     pub held: Held,
+    /// Where it goes when it is over.
+    pub journal: Journal,
+    /// Has it gone there?
+    pub settled: bool,
     /// The gateway's own id: the key of the books, so never the client's choice.
     pub request_id: Uuid,
     /// When the request arrived.
@@ -40,6 +47,8 @@ pub struct RequestCtx {
     pub ask: Option<Ask>,
     /// Finished attempts.
     pub attempts: Vec<Attempt>,
+    /// Attempts that failed because a kept connection was closed; they do not count.
+    pub stale_retries: usize,
     /// Indexes of the members that were tried.
     pub tried: Vec<usize>,
     /// The attempt under way.
@@ -113,9 +122,11 @@ pub enum Meter {
 impl RequestCtx {
     /// A request that has just arrived.
     #[must_use]
-    pub fn new(held: Held) -> Self {
+    pub fn new(held: Held, journal: Journal) -> Self {
         Self {
             held,
+            journal,
+            settled: false,
             request_id: Uuid::now_v7(),
             arrived: Instant::now(),
             arrived_at: Utc::now(),
@@ -125,6 +136,7 @@ impl RequestCtx {
             view: None,
             ask: None,
             attempts: Vec::new(),
+            stale_retries: 0,
             tried: Vec::new(),
             attempt: None,
             upstream_model: None,
@@ -142,6 +154,20 @@ impl RequestCtx {
     #[must_use]
     pub fn has_untried(&self) -> bool {
         self.ask.as_ref().is_some_and(|ask| ask.target.pool.any(|index| !self.tried.contains(&index)))
+    }
+
+    /// Finished attempts that count against the limit.
+    #[must_use]
+    pub fn counted_attempts(&self) -> usize {
+        self.attempts.len() - self.stale_retries
+    }
+
+    /// Forgets what an earlier attempt answered, of which the client has seen nothing.
+    pub fn forget_answer(&mut self) {
+        self.meter = Meter::None;
+        self.first_byte = None;
+        self.ends_by_close = false;
+        self.provider_request_id = None;
     }
 
     /// Ends the attempt under way and puts it on the record.

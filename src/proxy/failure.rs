@@ -33,14 +33,18 @@ pub fn while_proxying(
         return error;
     }
     let upstream_broke = *error.esource() == ErrorSource::Upstream && ctx.denial.is_none();
-    if !upstream_broke || session.response_written().is_some() {
+    if !upstream_broke || reply::answered(session).is_some() {
         error.set_retry(false);
         return error;
     }
-    let was_stale = reused && ctx.attempt.as_ref().is_some_and(|current| current.status == 0) && is_closed(&error);
+    let was_stale = ctx.stale_retries == 0
+        && reused
+        && ctx.attempt.as_ref().is_some_and(|current| current.status == 0)
+        && is_closed(&error);
     note(shared, ctx, &error);
     if was_stale {
         ctx.tried.pop();
+        ctx.stale_retries += 1;
     }
     error.set_retry(may_try_next(shared, ctx));
     error
@@ -50,8 +54,15 @@ fn is_closed(error: &Error) -> bool {
     matches!(error.etype(), ErrorType::ConnectionClosed | ErrorType::ReadError | ErrorType::WriteError)
 }
 
+/// Is there nobody left to answer? An HTTP/2 client that resets its stream shows as an error of the protocol; and once an
+/// answer has begun, whatever fails on the client's side ends it.
+fn is_client_gone(session: &Session, error: &Error) -> bool {
+    *error.esource() == ErrorSource::Downstream
+        && (is_closed(error) || *error.etype() == ErrorType::H2Error || reply::answered(session).is_some())
+}
+
 fn may_try_next(shared: &Shared, ctx: &RequestCtx) -> bool {
-    ctx.has_untried() && ctx.attempts.len() < shared.settings.max_attempts
+    ctx.has_untried() && ctx.counted_attempts() < shared.settings.max_attempts
 }
 
 /// Puts the failed attempt on the record.
@@ -87,10 +98,10 @@ fn outcome(error: &Error) -> &'static str {
 /// Gives the client the answer that is left.
 pub async fn answer(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, error: &Error) -> FailToProxy {
     let nothing_more = FailToProxy { error_code: 0, can_reuse_downstream: false };
-    if *error.esource() == ErrorSource::Downstream && is_closed(error) {
+    if is_client_gone(session, error) {
         return nothing_more;
     }
-    if session.response_written().is_some() {
+    if reply::answered(session).is_some() {
         // The error is written into a stream before its connection is cut: a clean end would pass for a whole answer.
         ctx.denial = Some(denial_of(error));
         break_off(session, ctx).await;
@@ -98,10 +109,15 @@ pub async fn answer(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
     }
     let denial = ctx.denial.clone().unwrap_or_else(|| denial_of(error));
     shared.metrics.denial(&denial);
+    // What follows a body that is not valid HTTP must never be read as the next request.
+    let is_broken = *error.esource() == ErrorSource::Downstream;
+    if is_broken {
+        session.set_keepalive(None);
+    }
     let sent = reply::deny(session, ctx.request_id, &denial).await;
     let status = denial.status();
     ctx.denial = Some(denial);
-    FailToProxy { error_code: status, can_reuse_downstream: sent.is_ok() }
+    FailToProxy { error_code: status, can_reuse_downstream: sent.is_ok() && !is_broken }
 }
 
 fn denial_of(error: &Error) -> Denial {

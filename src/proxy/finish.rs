@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use http::header;
+use http::{HeaderMap, header};
 use pingora_core::{Error, ErrorSource};
 use pingora_proxy::Session;
 use tollgate_core::{
@@ -10,7 +10,10 @@ use tollgate_core::{
     usage::{Usage, UsageRecord},
 };
 
-use super::ctx::{Ask, Meter, RequestCtx, millis};
+use super::{
+    ctx::{Ask, Meter, RequestCtx, millis},
+    reply::answered,
+};
 use crate::{
     journal::{Finished, Output, Uncounted},
     shared::Shared,
@@ -30,6 +33,7 @@ struct Outcome {
 
 /// Settles everything that the request opened.
 pub async fn finish(shared: &Shared, session: &Session, ctx: &mut RequestCtx, error: Option<&Error>) {
+    ctx.settled = true;
     let outcome = outcome(session, ctx, error);
     let duration = ctx.arrived.elapsed();
     if ctx.attempt.is_some() {
@@ -47,15 +51,65 @@ pub async fn finish(shared: &Shared, session: &Session, ctx: &mut RequestCtx, er
         shared.metrics.time_to_first_token_seconds.observe(first.duration_since(ctx.arrived).as_secs_f64());
     }
     log(ctx, &outcome, route, duration);
-    let Some(finished) = finished(session, ctx, outcome, duration) else { return };
+    let Some(finished) = finished(Some(&session.req_header().headers), ctx, outcome, duration) else { return };
     if let Err(lost) = shared.journal.record(finished).await {
         shared.metrics.journal_lost_records_total.inc();
         tracing::error!(request_id = %lost.record.request_id, "a usage record is lost: the writer did not take it");
     }
 }
 
+/// A request whose task was dropped before its end, as the last ones are when the server stops, is still on the books.
+impl Drop for RequestCtx {
+    fn drop(&mut self) {
+        if self.settled || self.forwarded.is_none() {
+            return;
+        }
+        let status = self.attempt.as_ref().map_or(0, |current| current.status);
+        let mut outcome = Outcome { interrupted: true, ..Outcome::new("interrupted".to_owned(), status) };
+        outcome.read(std::mem::take(&mut self.meter));
+        self.end_attempt(Some("interrupted"));
+        let duration = self.arrived.elapsed();
+        if let Some(finished) = finished(None, self, outcome, duration)
+            && let Err(lost) = self.journal.push(finished)
+        {
+            tracing::error!(request_id = %lost.record.request_id, "a usage record is lost: the journal is full");
+        }
+    }
+}
+
+impl Outcome {
+    fn new(code: String, status: u16) -> Self {
+        Self {
+            code,
+            status,
+            interrupted: false,
+            usage: None,
+            finish_reason: None,
+            output: Output::None,
+            streamed: false,
+        }
+    }
+
+    /// Takes over what the meter has read.
+    fn read(&mut self, meter: Meter) {
+        match meter {
+            Meter::Json(meter) => {
+                let (facts, body) = meter.finish();
+                (self.usage, self.finish_reason) = (facts.usage, facts.finish_reason);
+                self.output = body.map_or(Output::None, Output::Json);
+            }
+            Meter::Stream(mut meter) => {
+                (self.usage, self.finish_reason) = (meter.usage(), meter.finish_reason().map(str::to_owned));
+                self.output = Output::Stream(meter.take_output());
+                self.streamed = true;
+            }
+            Meter::None | Meter::Error(_) => {}
+        }
+    }
+}
+
 fn outcome(session: &Session, ctx: &mut RequestCtx, error: Option<&Error>) -> Outcome {
-    let status = session.response_written().map_or(0, |answer| answer.status.as_u16());
+    let status = answered(session).unwrap_or(0);
     let client_gone = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream) && ctx.denial.is_none();
     let code = match (&ctx.denial, client_gone, status) {
         (Some(denial), _, _) => denial.code().to_owned(),
@@ -64,28 +118,9 @@ fn outcome(session: &Session, ctx: &mut RequestCtx, error: Option<&Error>) -> Ou
         (None, false, 200..=299) => "ok".to_owned(),
         (None, false, status) => format!("http_{status}"),
     };
-    let mut outcome = Outcome {
-        code,
-        status,
-        interrupted: error.is_some() && ctx.attempt.is_some(),
-        usage: None,
-        finish_reason: None,
-        output: Output::None,
-        streamed: false,
-    };
-    match std::mem::take(&mut ctx.meter) {
-        Meter::Json(meter) => {
-            let (facts, body) = meter.finish();
-            (outcome.usage, outcome.finish_reason) = (facts.usage, facts.finish_reason);
-            outcome.output = body.map_or(Output::None, Output::Json);
-        }
-        Meter::Stream(mut meter) => {
-            (outcome.usage, outcome.finish_reason) = (meter.usage(), meter.finish_reason().map(str::to_owned));
-            outcome.output = Output::Stream(meter.take_output());
-            outcome.streamed = true;
-        }
-        Meter::None | Meter::Error(_) => {}
-    }
+    let interrupted = error.is_some() && ctx.attempt.is_some();
+    let mut outcome = Outcome { interrupted, ..Outcome::new(code, status) };
+    outcome.read(std::mem::take(&mut ctx.meter));
     outcome
 }
 
@@ -96,7 +131,7 @@ fn overhead(ctx: &RequestCtx) -> Option<std::time::Duration> {
 
 /// The row of a request that was made with a valid key and meant for an upstream.
 fn finished(
-    session: &Session,
+    headers: Option<&HeaderMap>,
     ctx: &mut RequestCtx,
     outcome: Outcome,
     duration: std::time::Duration,
@@ -104,10 +139,9 @@ fn finished(
     let key = ctx.key.clone()?;
     let route = ctx.route.filter(|route| matches!(route.action, Action::Forward(_)))?;
     let ask = ctx.ask.take();
-    let headers = &session.req_header().headers;
-    let text = |name: header::HeaderName| headers.get(name).and_then(|v| v.to_str().ok()).map(|v| clip(v, 256));
+    let text = |name: header::HeaderName| headers?.get(name).and_then(|v| v.to_str().ok()).map(|v| clip(v, 256));
     let answered = (200..300).contains(&outcome.status);
-    let consumed = answered || (outcome.interrupted && !ctx.attempts.is_empty());
+    let consumed = answered || (outcome.interrupted && outcome.status == 0 && ctx.denial.is_none());
     let estimated = outcome.usage.is_none() && consumed;
     let last = ctx.attempts.last();
     let record = UsageRecord {

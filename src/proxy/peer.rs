@@ -25,7 +25,7 @@ const RETRY_AFTER_S: u32 = 1;
 /// [`NO_UPSTREAM`], with the denial in the context, if there is none.
 pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
     let Some(view) = ctx.view.clone() else { return none_left(ctx) };
-    while ctx.attempts.len() < shared.settings.max_attempts {
+    while ctx.counted_attempts() < shared.settings.max_attempts {
         let Some(ask) = &ctx.ask else { break };
         let Some(index) = ask.target.pool.pick(|index| !ctx.tried.contains(&index)) else { break };
         let member = view.snapshot.member(index);
@@ -36,6 +36,7 @@ pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>
         ctx.tried.push(index);
         ctx.forwarded.get_or_insert(current.began);
         ctx.upstream_model = Some(current.model.clone());
+        ctx.forget_answer();
         ctx.attempt = Some(current);
         match view.peers.get(index).connect_to().await {
             Ok(peer) => return Ok(Box::new(peer)),

@@ -11,6 +11,13 @@ use uuid::Uuid;
 /// Header under which the gateway's id of a request is returned.
 pub const REQUEST_ID: &str = "x-request-id";
 
+/// Status of the answer that the client has been given, or is being given. `100 Continue` is none, although Pingora counts
+/// it as a header that was written.
+#[must_use]
+pub fn answered(session: &Session) -> Option<u16> {
+    session.response_written().map(|answer| answer.status).filter(|status| !status.is_informational()).map(u16::from)
+}
+
 /// Answers with a denial.
 ///
 /// # Errors

@@ -25,8 +25,12 @@ use super::{
 };
 use crate::shared::{KeyDirectory, Shared};
 
-/// Notes who is speaking.
-pub fn begin(shared: &Shared, session: &Session, ctx: &mut RequestCtx) {
+/// Notes who is speaking, and settles how the connection is treated.
+pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) {
+    // A provider's 1xx headers are none of the client's business.
+    session.set_ignore_info_resp(true);
+    // A client that stops reading would otherwise hold its upstream's connection for ever.
+    session.set_write_timeout(Some(shared.settings.client_timeout));
     let peer = session.client_addr().and_then(|addr| addr.as_inet()).map(|addr| addr.ip().to_canonical());
     ctx.ip = peer.map(|peer| client_ip(peer, &session.req_header().headers, &shared.settings.trusted_proxies));
 }

@@ -51,7 +51,7 @@ pub fn classify(shared: &Shared, answer: &ResponseHeader, ctx: &mut RequestCtx) 
     shared.metrics.upstream_requests_total.with_label_values(&[&current.upstream.name, outcome]).inc();
     if says_nothing_about_the_request(status)
         && ctx.has_untried()
-        && ctx.attempts.len() + 1 < shared.settings.max_attempts
+        && ctx.counted_attempts() + 1 < shared.settings.max_attempts
     {
         ctx.end_attempt(Some(outcome));
         let mut error = Error::create(TRY_NEXT, ErrorSource::Upstream, None, None);
@@ -62,6 +62,7 @@ pub fn classify(shared: &Shared, answer: &ResponseHeader, ctx: &mut RequestCtx) 
         if let Some(current) = &ctx.attempt {
             tracing::error!(upstream = current.upstream.name, status, "the upstream refuses the gateway itself");
         }
+        ctx.end_attempt(Some(outcome));
         ctx.denial = Some(Denial::UpstreamError);
         return Err(Error::create(REFUSED, ErrorSource::Upstream, None, None));
     }
@@ -91,6 +92,7 @@ fn outcome(status: u16) -> &'static str {
 /// If a header cannot be built: a defect.
 pub fn filter(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     if answer.status.is_informational() {
+        *answer = ResponseHeader::build(answer.status, Some(0))?;
         return Ok(());
     }
     ctx.meter = meter_for(answer, ctx);

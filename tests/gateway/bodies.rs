@@ -3,7 +3,7 @@
 use http::StatusCode;
 
 use crate::support::{
-    client::{Request, Target, h1, h2},
+    client::{Request, Target, h1, h2, raw},
     gateway::Gateway,
     openai::{chat_of, completion},
     upstream::{Answer, Upstream},
@@ -117,6 +117,33 @@ async fn what_is_too_large_is_refused_after_it_was_read() {
     let fits = gateway.post("/v1/chat/completions").body_content_length(chat_of(1024 * KIB));
     assert_eq!(fits.send().await.unwrap().status, StatusCode::OK);
     assert_eq!(upstream.received().len(), 1);
+}
+
+#[tokio::test]
+async fn nothing_behind_a_broken_body_is_read_as_a_request() {
+    let upstream = Upstream::start(completion());
+    let gateway = Gateway::before(&upstream.base_url());
+    let head = format!("POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\n", gateway.key);
+    let smuggled = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    let seen = raw(gateway.http(), &format!("{head}transfer-encoding: chunked\r\n\r\nnonsense\r\n{smuggled}")).await;
+    assert_eq!(seen.matches("HTTP/1.1").count(), 1, "{seen}");
+    assert!(seen.starts_with("HTTP/1.1 400"), "{seen}");
+    assert!(seen.contains("invalid_body"), "{seen}");
+}
+
+#[tokio::test]
+async fn leave_to_send_is_no_answer() {
+    let upstream = Upstream::start([Answer::reset(), completion()]);
+    let gateway = Gateway::builder()
+        .upstream("one", &upstream.base_url(), "")
+        .upstream("two", &upstream.base_url(), "priority = 1")
+        .start();
+    let request = gateway.post("/v1/chat/completions").header("expect", "100-continue");
+    let answer = request.body_content_length(chat_of(100_000)).send().await.unwrap();
+    assert_eq!(answer.status, StatusCode::OK, "the second upstream still gets its turn");
+    let head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9000\r\n\r\n";
+    let seen = raw(gateway.http(), head).await;
+    assert!(seen.starts_with("HTTP/1.1 401"), "at once, without the body: {seen}");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use http::StatusCode;
 use serde_json::json;
 
 use crate::support::{
+    client::raw,
     gateway::Gateway,
     openai::{chat, completion},
     upstream::{Answer, Upstream},
@@ -76,6 +77,23 @@ async fn the_client_sees_nothing_of_the_provider() {
 }
 
 #[tokio::test]
+async fn early_hints_of_the_provider_stay_there() {
+    let answer = "HTTP/1.1 103 Early Hints\r\nset-cookie: __cf_bm=1\r\n\r\n\
+                  HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    let upstream = Upstream::start(Answer::raw(answer));
+    let gateway = Gateway::before(&upstream.base_url());
+    let body = chat().to_string();
+    let request = format!(
+        "POST {CHAT} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+        gateway.key,
+        body.len()
+    );
+    let seen = raw(gateway.http(), &request).await;
+    assert!(seen.starts_with("HTTP/1.1 200 OK"), "{seen}");
+    assert!(!seen.contains("__cf_bm"), "{seen}");
+}
+
+#[tokio::test]
 async fn errors_pass_without_what_names_the_account() {
     let message =
         "Rate limit reached for gpt-4o in organization org-abc123def456 on requests per min. Key sk-proj-abcdef123456.";
@@ -110,5 +128,11 @@ async fn a_refused_credential_is_the_gateways_trouble_not_the_clients() {
         );
         assert!(!String::from_utf8_lossy(&answer.body).contains("sk-main"));
         assert_eq!(answer.header("location"), None);
+        let row = gateway.rows(1).await.remove(0);
+        assert_eq!(
+            (row.prompt_tokens, row.estimated, row.interrupted),
+            (0, false, false),
+            "what was refused costs nothing"
+        );
     }
 }

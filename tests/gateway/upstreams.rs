@@ -98,7 +98,8 @@ async fn when_all_fail_the_client_gets_a_true_error() {
 #[tokio::test]
 async fn a_kept_connection_that_was_closed_is_replaced() {
     let closing = Upstream::start([completion(), Answer::reset(), completion()]);
-    let gateway = Gateway::before(&closing.base_url());
+    let builder = Gateway::builder().tables("[retry]\nattempts = 1");
+    let gateway = builder.upstream("main", &closing.base_url(), "").start();
     assert_eq!(gateway.ask(CHAT, &chat()).await.status, StatusCode::OK);
     assert_eq!(gateway.ask(CHAT, &chat()).await.status, StatusCode::OK, "the same upstream, on a fresh connection");
     assert_eq!(closing.received().len(), 3);
@@ -190,6 +191,31 @@ async fn upstreams_of_the_database_come_and_go_while_running() {
     until_status(&gateway, StatusCode::OK).await;
     store.remove_upstream(stored.id, "test").await.unwrap();
     until_status(&gateway, StatusCode::NOT_FOUND).await;
+}
+
+#[tokio::test]
+async fn an_upstream_that_cannot_be_used_does_not_hide_other_changes() {
+    let upstream = Upstream::start(completion());
+    let gateway = Gateway::builder().start();
+    let store = gateway.store().await;
+    let secret = tollgate_core::secret::Secret::new("sk-x".into());
+    let others = tollgate::secrets::FernetKeys::try_new([&tollgate::secrets::generate_key()]).unwrap();
+    let ours = tollgate::secrets::FernetKeys::from_file(&gateway.dir().join("fernet.key")).unwrap();
+    for (name, keys) in [("foreign", others), ("ours", ours)] {
+        let spec = tollgate::store::UpstreamSpec {
+            name: name.into(),
+            kind: tollgate_core::upstream::UpstreamKind::OpenAi,
+            base_url: tollgate_core::upstream::BaseUrl::parse(&upstream.base_url()).unwrap(),
+            credential: keys.encrypt(&secret),
+            models: vec![],
+            weight: 1,
+            priority: 0,
+            api_version: None,
+            disabled: false,
+        };
+        store.create_upstream(&spec, "test").await.unwrap();
+    }
+    until_status(&gateway, StatusCode::OK).await;
 }
 
 async fn until_status(gateway: &Gateway, status: StatusCode) {

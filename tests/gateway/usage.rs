@@ -7,7 +7,7 @@ use tollgate::store::{AuditRow, GroupBy, KeySpec, UsageQuery};
 use tollgate_core::key::ApiKey;
 
 use crate::support::{
-    client::h1,
+    client::{h1, h2},
     gateway::{Gateway, PATIENCE},
     openai::{DONE, chat, chat_stream, completion, event, events, usage_event},
     postgres,
@@ -137,6 +137,39 @@ async fn a_client_that_hangs_up_pays_for_what_was_produced() {
     let row = gateway.rows(1).await.remove(0);
     assert_eq!((counts(&row), row.interrupted), ((9, 8, true), true));
     assert_eq!(row.code.as_deref(), Some("client_closed"));
+}
+
+#[tokio::test]
+async fn an_http2_client_that_resets_its_stream_has_hung_up() {
+    let first = event("one two three", Some("null"));
+    let upstream = Upstream::start(Answer::sse([first]).never_end());
+    let gateway = Gateway::before(&upstream.base_url());
+    let request = h2(gateway.http()).post(CHAT).bearer(&gateway.key).body_content_length(chat_stream().to_string());
+    let mut response = request.send().await.unwrap();
+    assert!(response.chunk().await.unwrap().is_ok());
+    drop(response);
+    upstream.wait_for_hang_ups(1).await;
+    let row = gateway.rows(1).await.remove(0);
+    assert_eq!((counts(&row), row.code.as_deref()), ((9, 3, true), Some("client_closed")));
+}
+
+#[tokio::test]
+async fn what_outlives_the_grace_period_is_on_the_books() {
+    let first = event("one two three", Some("null"));
+    let upstream = Upstream::start(Answer::sse([first]).never_end());
+    let builder = Gateway::builder().server("grace_period = \"100ms\"");
+    let mut gateway = builder.upstream("main", &upstream.base_url(), "").start();
+    let request = gateway.post(CHAT).body_content_length(chat_stream().to_string());
+    let mut response = request.send().await.unwrap();
+    assert!(response.chunk().await.unwrap().is_ok());
+    let gateway = tokio::task::spawn_blocking(move || {
+        gateway.stop().unwrap();
+        gateway
+    });
+    let gateway = gateway.await.unwrap();
+    let row = gateway.rows(1).await.remove(0);
+    assert_eq!((counts(&row), row.interrupted), ((9, 3, true), true));
+    assert_eq!(row.code.as_deref(), Some("interrupted"));
 }
 
 #[tokio::test]

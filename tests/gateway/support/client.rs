@@ -26,7 +26,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use rustls::{ClientConfig, RootCertStore, pki_types::ServerName};
 use tokio::{
-    io::{AsyncRead, AsyncWrite},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 use tokio_rustls::TlsConnector;
@@ -43,6 +43,16 @@ pub(crate) fn h1(addr: SocketAddr) -> Target {
 /// HTTP/2 in the clear, without asking first.
 pub(crate) fn h2(addr: SocketAddr) -> Target {
     Target { addr, version: Version::H2, ca: None }
+}
+
+/// Sends these bytes and gives everything that comes back until the connection ends.
+pub(crate) async fn raw(addr: SocketAddr, bytes: &str) -> String {
+    let mut stream = TcpStream::connect(addr).await.expect("a connection");
+    stream.write_all(bytes.as_bytes()).await.expect("the request is sent");
+    let mut seen = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut seen)).await;
+    drop(read.expect("the connection ends"));
+    String::from_utf8_lossy(&seen).into_owned()
 }
 
 /// A server, and how it is spoken to.
