@@ -48,7 +48,7 @@ pub async fn json(session: &mut Session, request_id: Uuid, body: Bytes) -> Resul
 }
 
 fn header_of(status: u16, length: usize, request_id: Uuid) -> Result<ResponseHeader> {
-    let mut header = ResponseHeader::build(status, Some(6))?;
+    let mut header = ResponseHeader::build_no_case(status, Some(6))?;
     header.insert_header(header::CONTENT_TYPE, "application/json")?;
     header.insert_header(header::CONTENT_LENGTH, length)?;
     header.insert_header(REQUEST_ID, request_id.to_string())?;

@@ -96,7 +96,7 @@ pub fn filter(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
         return Ok(());
     }
     ctx.meter = meter_for(answer, ctx);
-    let mut shown = ResponseHeader::build(answer.status, Some(PASSED.len() + 2))?;
+    let mut shown = ResponseHeader::build_no_case(answer.status, Some(PASSED.len() + 2))?;
     for name in PASSED {
         if let Some(value) = answer.headers.get(&name) {
             shown.insert_header(name, value.clone())?;

@@ -34,7 +34,7 @@ pub fn filter(session: &Session, upstream_request: &mut RequestHeader, ctx: &Req
     };
     let upstream = &*current.upstream;
     let mut request =
-        RequestHeader::build(Method::POST, path(upstream, route.path, &current.model).as_bytes(), Some(10))?;
+        RequestHeader::build_no_case(Method::POST, path(upstream, route.path, &current.model).as_bytes(), Some(10))?;
     request.insert_header(header::HOST, upstream.base_url.authority.as_str())?;
     for name in PASSED {
         if let Some(value) = session.req_header().headers.get(&name) {
