@@ -20,6 +20,7 @@ use std::{
 
 use sqlx::{
     PgPool, SqlitePool,
+    migrate::MigrateError,
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -49,6 +50,9 @@ pub use user::{StoredUser, UserSpec};
 /// How long an operation waits for a connection, and a SQLite writer for the one before it. A database that restarts is
 /// back by then; nobody waits longer in front of a terminal.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often, and after which pause, a migration that another process may be doing is looked at again.
+const MIGRATION_TRIES: u32 = 10;
+const MIGRATION_PAUSE: Duration = Duration::from_millis(50);
 /// Connections per store. SQLite has one writer at a time; the others read.
 const CONNECTIONS: u32 = 4;
 
@@ -139,14 +143,7 @@ impl Store {
     /// If the database cannot be reached, or was made by a newer tollgate.
     pub async fn migrate(&self) -> Result<(), StoreError> {
         match &self.pool {
-            Pool::Sqlite(pool) => {
-                let migrations = sqlx::migrate!("migrations/sqlite");
-                // SQLite has no lock for migrations: whoever came second finds them done at the second look.
-                match migrations.run(pool).await {
-                    Ok(()) => Ok(()),
-                    Err(_) => Ok(migrations.run(pool).await?),
-                }
-            }
+            Pool::Sqlite(pool) => migrate_sqlite(pool).await,
             Pool::Postgres(pool) => Ok(sqlx::migrate!("migrations/postgres").run(pool).await?),
         }
     }
@@ -155,6 +152,21 @@ impl Store {
     pub async fn close(&self) {
         on_pool!(self, pool => pool.close().await);
     }
+}
+
+/// SQLite has no lock for migrations: of several processes that start at once, all but one find a table that was not there
+/// when they looked. Looking again shows that the work is done.
+async fn migrate_sqlite(pool: &SqlitePool) -> Result<(), StoreError> {
+    let migrations = sqlx::migrate!("migrations/sqlite");
+    for _ in 0..MIGRATION_TRIES {
+        match migrations.run(pool).await {
+            Err(MigrateError::Execute(_) | MigrateError::ExecuteMigration(..)) => {
+                tokio::time::sleep(MIGRATION_PAUSE).await;
+            }
+            done => return Ok(done?),
+        }
+    }
+    Ok(migrations.run(pool).await?)
 }
 
 fn open_sqlite(path: &str) -> Result<SqlitePool, StoreError> {
