@@ -62,6 +62,17 @@ pub(crate) struct Figures {
 /// The figures of every system, by name.
 pub(crate) type AllFigures = BTreeMap<&'static str, Figures>;
 
+/// Half of what bare Pingora and the gateway can both do in the closed loop, in requests per second.
+///
+/// The latencies of two systems compare only at one rate, and only while neither queues: at half of bare's own
+/// throughput the gateway, with its writer on the same core, is near its knee, and a p99 shows the queue instead of
+/// the work.
+pub(crate) fn half_load(figures: &AllFigures) -> Option<f64> {
+    let full = |name| figures.get(name)?.json_requests_per_second.median();
+    let bare = full(BARE)?;
+    Some(full(GATEWAY).map_or(bare, |gateway| gateway.min(bare)) / 2.0)
+}
+
 /// One promise of the gateway, and how it stands.
 #[derive(Debug, Serialize)]
 pub(crate) struct Target {

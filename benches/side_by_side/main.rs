@@ -25,7 +25,7 @@ use options::{JSON_CONNECTIONS, Optional, Options, STREAM_CONNECTIONS};
 use quiet::Quiet;
 use std::process::ExitCode;
 use std::thread::available_parallelism;
-use systems::{BARE, System, Systems};
+use systems::{System, Systems};
 use tokio::task::LocalSet;
 use verify::Requests;
 
@@ -80,8 +80,7 @@ async fn measure(options: &Options, systems: &Systems) -> anyhow::Result<(AllFig
             comparison.json_closed(system).await.with_context(|| system.name)?;
         }
     }
-    let full_load = comparison.figures.get(BARE).and_then(|bare| bare.json_requests_per_second.median());
-    let rate = full_load.context("bare Pingora was not measured")? / 2.0;
+    let rate = figures::half_load(&comparison.figures).context("bare Pingora was not measured")?;
     for round in 1..=rounds {
         println!("JSON, open loop at {rate:.0} requests/s: round {round} of {rounds}");
         for system in &systems.all {
