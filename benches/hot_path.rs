@@ -1,14 +1,17 @@
 //! What the gateway itself does for a request, step by step, without a network.
 
-use std::{collections::HashMap, hint::black_box, sync::Arc};
+use std::{collections::HashMap, hint::black_box, net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use tollgate::shared::KeyDirectory;
+use tollgate::{limiter::memory::Memory, shared::KeyDirectory};
 use tollgate_core::{
     id::{KeyId, UserId},
     key::{ApiKey, KeyEntry, KeyHash},
-    limit::Limits,
+    limit::{
+        Amount, Caps, Limits, MAX_LIMIT, Subject,
+        state::{Circumstances, Demand, Need, Share},
+    },
     openai::{
         request::parse,
         response::JsonMeter,
@@ -52,17 +55,11 @@ fn entry() -> KeyEntry {
         id: KeyId(1),
         name: "bench".into(),
         prefix: "tg-bench".into(),
-        user: Arc::new(User {
-            id: UserId(1),
-            name: "bench".into(),
-            disabled: false,
-            limits: Limits::default(),
-            monthly_tokens: None,
-            monthly_nano_usd: None,
-        }),
+        user: Arc::new(User { id: UserId(1), name: "bench".into(), disabled: false, limits: Limits::default() }),
         models: vec![],
         allow_ip: vec![],
         limits: Limits::default(),
+        model_limits: vec![],
         expires_at: None,
         revoked_at: None,
     }
@@ -136,5 +133,46 @@ fn answers(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, request, directory, answers);
+/// Five subjects with every kind of limit, as one request of a busy gateway has them (and a model more).
+fn five_subjects(n: i64) -> Vec<Demand> {
+    let (user, key) = (UserId(n), KeyId(n));
+    let caps = Caps {
+        rpm: MAX_LIMIT,
+        tpm: MAX_LIMIT,
+        concurrency: MAX_LIMIT,
+        monthly_tokens: MAX_LIMIT,
+        monthly_nano_usd: MAX_LIMIT,
+    };
+    let subjects = [
+        Subject::Ip(Ipv4Addr::from_bits(u32::try_from(n).unwrap_or(0)).into()),
+        Subject::User(user),
+        Subject::Key(user, key),
+        Subject::KeyModel(user, key, "gpt-4o".into()),
+        Subject::KeyModel(user, key, "gpt-4o-mini".into()),
+    ];
+    subjects.into_iter().map(|subject| Demand { subject, caps }).collect()
+}
+
+fn limits(c: &mut Criterion) {
+    let memory = Memory::default();
+    let all: Vec<Vec<Demand>> = (0..2000).map(five_subjects).collect();
+    let need = Need::from(Amount { tokens: 100, nano_usd: 100_000 });
+    let booked = [Amount::default(); 5];
+    let mut n = 0_u64;
+    c.bench_function("admission of five subjects among 10,000", |b| {
+        b.iter(|| {
+            n += 1;
+            let demands = &all[usize::try_from(n % 2000).unwrap_or(0)];
+            memory.admit(black_box(demands), &booked, need, Circumstances::alone(n / 10, Share::WHOLE))
+        });
+    });
+    c.bench_function("admission of five subjects, always the same", |b| {
+        b.iter(|| {
+            n += 1;
+            memory.admit(black_box(&all[0]), &booked, need, Circumstances::alone(n / 10, Share::WHOLE))
+        });
+    });
+}
+
+criterion_group!(benches, request, directory, answers, limits);
 criterion_main!(benches);

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use tollgate_core::{
     key::IpNet,
+    limit::ModelLimits,
     upstream::{BaseUrl, ModelEntry, UpstreamKind},
 };
 
@@ -15,7 +16,7 @@ use crate::{mock::MockArgs, store::GroupBy};
 
 mod value;
 
-pub use value::{Allowed, Moment, NanoUsd, Setting};
+pub use value::{Allowed, Moment, Setting};
 
 /// The environment variable that `upstream add` takes the credential from, if it is set.
 pub const CREDENTIAL_VARIABLE: &str = "TOLLGATE_UPSTREAM_CREDENTIAL";
@@ -90,7 +91,7 @@ pub enum UserVerb {
         name: String,
         /// What is set.
         #[command(flatten)]
-        settings: UserSettings,
+        limits: LimitSettings,
     },
     /// List all users
     List,
@@ -106,7 +107,7 @@ pub enum UserVerb {
         name: Option<String>,
         /// What is set.
         #[command(flatten)]
-        settings: UserSettings,
+        limits: LimitSettings,
     },
     /// Refuse all keys of a user
     Disable(UserRef),
@@ -122,32 +123,24 @@ pub struct UserRef {
     pub user: String,
 }
 
-/// What can be set of a user.
-#[derive(Clone, Debug, Default, PartialEq, ClapArgs)]
-pub struct UserSettings {
-    /// Tokens per calendar month (UTC), over all keys; 0: no quota
-    #[arg(long, value_name = "N")]
-    pub monthly_tokens: Option<u64>,
-    /// Dollars per calendar month (UTC), over all keys, such as 12.50; 0: no quota
-    #[arg(long, value_name = "USD")]
-    pub monthly_usd: Option<NanoUsd>,
-    /// Limits per minute.
-    #[command(flatten)]
-    pub limits: LimitSettings,
-}
-
-/// Limits per minute.
+/// Limits and quota: of a user over all keys, of a key over all models.
 #[derive(Clone, Debug, Default, PartialEq, ClapArgs)]
 pub struct LimitSettings {
     /// Requests per minute; 0: no limit; default: as the config says
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value::requests)]
     pub rpm: Option<Setting<u32>>,
     /// Tokens per minute; 0: no limit; default: as the config says
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value::tokens)]
     pub tpm: Option<Setting<u64>>,
     /// Requests at once; 0: no limit; default: as the config says
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = value::requests)]
     pub concurrency: Option<Setting<u32>>,
+    /// Tokens per calendar month (UTC); 0: no quota; default: as the config says
+    #[arg(long, value_name = "N", value_parser = value::tokens)]
+    pub monthly_tokens: Option<Setting<u64>>,
+    /// Dollars per calendar month (UTC), such as 12.50; 0: no quota; default: as the config says
+    #[arg(long, value_name = "USD", value_parser = value::nano_usd)]
+    pub monthly_usd: Option<Setting<u64>>,
 }
 
 /// `tollgate key`
@@ -211,12 +204,14 @@ pub struct KeySettings {
     /// When it ceases to work: a time, a date, or after a span such as 30d; never
     #[arg(long, value_name = "WHEN")]
     pub expires: Option<Setting<Moment>>,
-    /// Tokens per calendar month (UTC); 0: no quota of its own
-    #[arg(long, value_name = "N")]
-    pub monthly_tokens: Option<u64>,
-    /// Limits per minute.
+    /// Limits over all models.
     #[command(flatten)]
     pub limits: LimitSettings,
+    /// Limits of one model (a proper name, no alias) or of each that fits a pattern, such as
+    /// gpt-4o*=rpm:10,tpm:1000,concurrency:2,monthly-tokens:50000,monthly-usd:1.50; repeatable; together they replace what
+    /// was set; none: removes all
+    #[arg(long, value_name = "MODEL=LIMIT:N,...")]
+    pub model_limits: Option<Vec<Setting<ModelLimits>>>,
 }
 
 /// `tollgate upstream`
@@ -413,6 +408,8 @@ mod tests {
             "key list --user alice",
             "key show alice/ci",
             "key update ci --rpm 1 --expires never --allow-ip any --monthly-tokens 5",
+            "key update ci --monthly-tokens default --monthly-usd 0 --model-limits none",
+            "key create --user a --model-limits gpt-4o=rpm:10,tpm:1000 --model-limits o3*=monthly-usd:1.50",
             "key revoke ci",
             "key rotate 3 --json",
             "upstream add --name main --kind openai --base-url https://api.openai.com/v1 --models a,b=deployment",
@@ -443,6 +440,13 @@ mod tests {
             ("user create --name a --rpm many", ErrorKind::ValueValidation),
             ("user create --name a --monthly-usd -1", ErrorKind::UnknownArgument),
             ("user create --name a --monthly-usd 1.0000000001", ErrorKind::ValueValidation),
+            ("user create --name a --monthly-usd 1000000.1", ErrorKind::ValueValidation),
+            ("user create --name a --monthly-tokens 1000000000000001", ErrorKind::ValueValidation),
+            ("user create --name a --tpm 1000000000000001", ErrorKind::ValueValidation),
+            ("user create --name a --concurrency 4294967296", ErrorKind::ValueValidation),
+            ("user create --name a --model-limits gpt-4o=rpm:1", ErrorKind::UnknownArgument),
+            ("key create --user a --model-limits gpt-4o", ErrorKind::ValueValidation),
+            ("key create --user a --model-limits gpt-4o=rpm:1,rpm:2", ErrorKind::ValueValidation),
             ("key create --name ci", ErrorKind::MissingRequiredArgument),
             ("key create --user a --expires soon", ErrorKind::ValueValidation),
             ("key create --user a --allow-ip 10.0.0.0/33", ErrorKind::ValueValidation),

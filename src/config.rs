@@ -11,8 +11,10 @@
 mod check;
 mod expand;
 mod files;
+mod limits;
 mod problem;
 mod raw;
+mod redis_url;
 mod server;
 mod suggest;
 mod table;
@@ -32,6 +34,7 @@ use std::{
 use rustls::sign::CertifiedKey;
 use tollgate_core::{
     key::IpNet,
+    limit::policy::Policy,
     secret::Secret,
     snapshot::ModelInfo,
     upstream::{BaseUrl, ModelEntry, Timeouts, UpstreamKind},
@@ -60,6 +63,10 @@ pub struct Config {
     pub tls: Option<Tls>,
     /// `[store]`
     pub store: Store,
+    /// `[limiter]`
+    pub limiter: LimiterConfig,
+    /// `[limits]`
+    pub limits: LimitsConfig,
     /// `[usage]`
     pub usage: Usage,
     /// `[secrets]`
@@ -147,6 +154,47 @@ pub struct Store {
     pub kind: StoreKind,
     /// Where it is. A secret, because it may hold a password.
     pub url: Secret,
+}
+
+/// Where limits are counted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LimiterConfig {
+    /// The URL of Redis, or those of some nodes of a cluster with commas between them; `None`: this process counts alone.
+    /// A secret, because it may hold a password.
+    pub redis: Option<Secret>,
+    /// What happens while Redis cannot be reached.
+    pub on_redis_down: OnRedisDown,
+    /// How long a request waits for Redis.
+    pub redis_timeout: Duration,
+}
+
+/// What happens while Redis cannot be reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnRedisDown {
+    /// Each process counts for itself.
+    Local,
+    /// What has limits is denied.
+    Deny,
+}
+
+/// Which limits hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitsConfig {
+    /// Limits where a user or a key says nothing of its own.
+    pub policy: Policy,
+    /// How long an answer is taken to be until the model's own habit is learned, in tokens.
+    pub assumed_output_tokens: u64,
+    /// What holds before anything else.
+    pub gate: GateConfig,
+}
+
+/// What one address may do before anything is known about its requests. 0: no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct GateConfig {
+    /// Requests per second.
+    pub requests_per_second: u32,
+    /// Requests per minute whose key is none.
+    pub failed_keys_per_minute: u32,
 }
 
 /// How usage gets to the database.

@@ -19,7 +19,11 @@ use tokio::{
     sync::Notify,
     time::{Instant, timeout_at},
 };
-use tollgate_core::{openai::sse::StreamedOutput, price::Price, route::Dialect, usage::UsageRecord};
+use tollgate_core::{
+    limit::estimate::prompt_tokens, openai::sse::StreamedOutput, price::Price, route::Dialect, usage::UsageRecord,
+};
+
+use crate::limiter::Unbooked;
 
 /// Records that may wait for the database. At some 600 bytes each, about 40 MiB.
 const CAPACITY: usize = 65_536;
@@ -51,6 +55,12 @@ pub enum Output {
 }
 
 impl Output {
+    /// Tokens by the length of the text, four bytes each, as English has them.
+    #[must_use]
+    pub fn rough_tokens(&self) -> u64 {
+        self.len() as u64 / 4
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::None => 0,
@@ -69,6 +79,8 @@ pub struct Finished {
     pub price: Price,
     /// Set if its tokens are still to be counted.
     pub uncounted: Option<Arc<Uncounted>>,
+    /// What it holds of quotas until it is booked.
+    pub unbooked: Option<Unbooked>,
 }
 
 /// The queue; both ends share it.
@@ -95,11 +107,11 @@ impl Finished {
         self.uncounted.as_ref().map_or(0, |uncounted| uncounted.prompt.len() + uncounted.output.len())
     }
 
-    /// Lets go of the texts: their tokens are taken from their lengths, four bytes each, as English has them.
+    /// Lets go of the texts: their tokens are taken from their lengths.
     fn count_roughly(&mut self) {
         if let Some(uncounted) = self.uncounted.take() {
-            self.record.usage.prompt_tokens = uncounted.prompt.len() as u64 / 4;
-            self.record.usage.completion_tokens = uncounted.output.len() as u64 / 4;
+            self.record.usage.prompt_tokens = prompt_tokens(&uncounted.prompt);
+            self.record.usage.completion_tokens = uncounted.output.rough_tokens();
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod drain;
 pub mod estimate;
 pub mod jobs;
 pub mod journal;
+pub mod limiter;
 pub mod listen;
 pub mod metrics;
 pub mod mock;

@@ -52,6 +52,10 @@ pub struct Metrics {
     pub journal_lost_records_total: IntCounter,
     /// Time to write one batch of usage records to the database, in seconds.
     pub usage_flush_seconds: Histogram,
+    /// Ought limits to be shared through Redis, and are not: 1 or 0.
+    pub limiter_degraded: IntGauge,
+    /// Sums of quotas that were corrected to what the database has, by place (memory, redis).
+    pub quota_corrections_total: IntCounterVec,
     /// Is the database reachable: 1 or 0.
     pub store_up: IntGauge,
     /// Generation of the configuration in use.
@@ -153,6 +157,13 @@ impl Metrics {
                 "usage_flush_seconds",
                 "Time to write one batch of usage records to the database",
                 REQUEST_BUCKETS,
+            )?,
+            limiter_degraded: declare
+                .gauge("limiter_degraded", "Ought limits to be shared through Redis, and are not: 1 or 0")?,
+            quota_corrections_total: declare.counters(
+                "quota_corrections_total",
+                "Sums of quotas that were corrected to what the database has, by place (memory, redis)",
+                &["place"],
             )?,
             store_up: declare.gauge("store_up", "Is the database reachable: 1 or 0")?,
             config_generation: declare.gauge("config_generation", "Generation of the configuration in use")?,

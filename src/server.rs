@@ -17,14 +17,16 @@ use tollgate_core::{secret::Secret, snapshot::Snapshot, upstream::Upstream};
 
 use crate::{
     admin::Admin,
-    config::{Config, CredentialSource, UpstreamSpec},
+    config::{Config, CredentialSource, OnRedisDown, UpstreamSpec},
     drain::{Drain, Stop},
     jobs::{
+        limits::Limits,
         models::Models,
         refresh::{Fixed, Refresh},
         usage_writer::UsageWriter,
     },
     journal::Journal,
+    limiter::{self, Limiter, gate::Gate},
     listen::{DataPlane, bind},
     metrics::Metrics,
     peers::Peers,
@@ -68,7 +70,7 @@ impl Assembly {
     pub fn build(config: Config) -> anyhow::Result<Self> {
         // Pools belong to the runtime they are made in; this one is gone before the server starts.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (shared, refresh, writer) = runtime.block_on(load(&config))?;
+        let (shared, refresh, writer, limits) = runtime.block_on(load(&config))?;
         drop(runtime);
         let (listeners, drain) = watch::channel(false);
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
@@ -76,6 +78,7 @@ impl Assembly {
         let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain)?;
         server.add_service(data_plane);
         server.add_service(background_service("refresh", refresh));
+        server.add_service(background_service("limits", limits));
         server.add_service(background_service("models", Models::new(Arc::clone(&shared))));
         let writer = background_service("usage writer", writer);
         let kept = writer.task();
@@ -109,18 +112,30 @@ impl Assembly {
     }
 }
 
-async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWriter)> {
+async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWriter, Limits)> {
     let url = config.store.url.expose();
     let store = Store::open(url).await?;
     store.migrate().await.context("[store] url: the database cannot be used")?;
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
     let journal = Journal::new(config.usage.batch);
     let empty = View { snapshot: Snapshot::new(0, Vec::new(), config.models.clone()), peers: Peers::new(Vec::new()) };
+    let metrics = Metrics::try_new()?;
     let shared = Arc::new(Shared {
         view: ArcSwap::from_pointee(empty),
         keys: KeyDirectory::default(),
         journal,
-        metrics: Metrics::try_new()?,
+        gate: Gate::new(config.limits.gate.requests_per_second, config.limits.gate.failed_keys_per_minute),
+        limiter: Limiter::try_new(limiter::Options {
+            policy: config.limits.policy.clone(),
+            assumed_output_tokens: config.limits.assumed_output_tokens,
+            redis: config.limiter.redis.clone().map(|nodes| limiter::redis::Options {
+                nodes,
+                patience: config.limiter.redis_timeout,
+                degraded: metrics.limiter_degraded.clone(),
+            }),
+            refuses_without_redis: config.limiter.on_redis_down == OnRedisDown::Deny,
+        })?,
+        metrics,
         settings: Settings {
             max_body_bytes: config.server.max_body_bytes,
             max_attempts: config.retry.attempts,
@@ -138,8 +153,10 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     let refresh = Refresh::new(Arc::clone(&shared), url.to_owned(), fixed);
     refresh.step(&store).await?;
     let writer = UsageWriter::new(Arc::clone(&shared), url.to_owned(), config.usage.flush_interval);
+    let limits = Limits::new(Arc::clone(&shared), url.to_owned());
+    limits.load(&store).await?;
     store.close().await;
-    Ok((shared, refresh, writer))
+    Ok((shared, refresh, writer, limits))
 }
 
 /// The upstreams of the config file, with their credentials decrypted.

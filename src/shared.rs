@@ -15,7 +15,12 @@ use tollgate_core::{
     snapshot::Snapshot,
 };
 
-use crate::{journal::Journal, metrics::Metrics, peers::Peers};
+use crate::{
+    journal::Journal,
+    limiter::{Limiter, gate::Gate},
+    metrics::Metrics,
+    peers::Peers,
+};
 
 /// What must agree: upstreams and models, and how to connect to each upstream (by the same index).
 #[derive(Debug)]
@@ -48,6 +53,10 @@ pub struct Shared {
     pub keys: KeyDirectory,
     /// Where usage is handed over.
     pub journal: Journal,
+    /// Who turns an address away that asks too much.
+    pub gate: Gate,
+    /// What holds everybody to their limits.
+    pub limiter: Limiter,
     /// Every series.
     pub metrics: Metrics,
     /// What does not change.

@@ -27,6 +27,7 @@ use sqlx::{
 
 mod admin;
 mod audit;
+mod books;
 mod changes;
 mod error;
 mod key;
@@ -109,6 +110,7 @@ use {change, on_pool};
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: Pool,
+    sums_addresses: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -128,13 +130,19 @@ impl Store {
     #[expect(clippy::unused_async, reason = "the pools need the Tokio runtime that an async caller runs in")]
     pub async fn open(url: &str) -> Result<Self, StoreError> {
         if let Some(path) = url.strip_prefix("sqlite://") {
-            return Ok(Self { pool: Pool::Sqlite(open_sqlite(path)?) });
+            return Ok(Self { pool: Pool::Sqlite(open_sqlite(path)?), sums_addresses: false });
         }
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
-            return Ok(Self { pool: Pool::Postgres(open_postgres(url)?) });
+            return Ok(Self { pool: Pool::Postgres(open_postgres(url)?), sums_addresses: false });
         }
         // The value is not repeated: a misspelt postgres URL would show its password.
         Err(StoreError::Url("it must begin with sqlite:// or postgres://".to_owned()))
+    }
+
+    /// Keeps sums by address too, if `wanted`; no store does so unasked, because addresses are personal data.
+    #[must_use]
+    pub fn summing_addresses(self, wanted: bool) -> Self {
+        Self { sums_addresses: wanted, ..self }
     }
 
     /// Brings the tables up to date. Any number of processes may do it at once.

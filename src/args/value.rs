@@ -1,27 +1,9 @@
-//! Values of flags that have a form of their own: money, points in time, settings that can go back to their default.
+//! Values of flags that have a form of their own: limits, points in time, settings that can go back to their default.
 
 use std::str::FromStr;
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
-use tollgate_core::key::IpNet;
-
-/// Money, in 10^-9 dollars; written in dollars. No float touches it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NanoUsd(pub u64);
-
-impl FromStr for NanoUsd {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-        let digits = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-        if whole.is_empty() || !digits(whole) || !digits(fraction) || fraction.len() > 9 || text.ends_with('.') {
-            return Err("write dollars with up to nine decimals, such as 12.50".to_owned());
-        }
-        let nano = format!("{whole}{fraction:0<9}").parse::<i64>().ok().and_then(|nano| u64::try_from(nano).ok());
-        nano.map(Self).ok_or_else(|| "this is more money than can be counted".to_owned())
-    }
-}
+use tollgate_core::{key::IpNet, limit::written};
 
 /// A setting that can be taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,15 +24,39 @@ impl<T> Setting<T> {
     }
 }
 
+impl<T> Setting<T> {
+    fn parse_with(text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Self, String> {
+        match text {
+            "default" | "never" | "none" => Ok(Self::Unset),
+            _ => parse(text).map(Self::To),
+        }
+    }
+}
+
 impl<T: FromStr<Err: std::fmt::Display>> FromStr for Setting<T> {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "default" | "never" | "none" => Ok(Self::Unset),
-            _ => text.parse().map(Self::To).map_err(|error: T::Err| error.to_string()),
-        }
+        Self::parse_with(text, |text| text.parse().map_err(|error: T::Err| error.to_string()))
     }
+}
+
+pub(super) fn requests(text: &str) -> Result<Setting<u32>, String> {
+    Setting::parse_with(text, |text| written::parse_requests(text).map_err(it))
+}
+
+pub(super) fn tokens(text: &str) -> Result<Setting<u64>, String> {
+    Setting::parse_with(text, |text| written::parse_tokens(text).map_err(it))
+}
+
+/// Dollars, as nano-dollars.
+pub(super) fn nano_usd(text: &str) -> Result<Setting<u64>, String> {
+    Setting::parse_with(text, |text| written::parse_usd(text).map_err(it))
+}
+
+/// The value itself is named before the message.
+fn it(message: String) -> String {
+    format!("it {message}")
 }
 
 /// What a list allows.
@@ -155,22 +161,6 @@ fn storable(time: DateTime<Utc>) -> Result<DateTime<Utc>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn money_is_exact() {
-        for (text, nano) in [
-            ("0", 0),
-            ("12.5", 12_500_000_000),
-            ("12.50", 12_500_000_000),
-            ("0.000000001", 1),
-            ("1000000000", 1_000_000_000_000_000_000),
-        ] {
-            assert_eq!(text.parse(), Ok(NanoUsd(nano)), "{text}");
-        }
-        for text in ["", ".", ".5", "5.", "-1", "+1", "1e3", "1,5", "0.0000000001", "99999999999", "$5", "nan"] {
-            assert!(text.parse::<NanoUsd>().is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn moments_are_times_days_or_spans() {

@@ -2,16 +2,16 @@
 
 use chrono::{SubsecRound, Utc};
 use serde_json::{Value, json};
-use tollgate_core::key::ApiKey;
+use tollgate_core::{key::ApiKey, limit::ModelLimits};
 use zeroize::Zeroizing;
 
 use super::{Output, WrongUse, output::time};
 use crate::{
-    args::{Allowed, KeySettings, KeyVerb},
+    args::{Allowed, KeySettings, KeyVerb, Setting},
     store::{KeySpec, Store, StoredKey},
 };
 
-const COLUMNS: [&str; 12] = [
+const COLUMNS: [&str; 13] = [
     "id",
     "user",
     "name",
@@ -23,6 +23,7 @@ const COLUMNS: [&str; 12] = [
     "tpm",
     "concurrency",
     "monthly_tokens",
+    "monthly_nano_usd",
     "expires_at",
 ];
 
@@ -98,9 +99,10 @@ fn sentence(done: &str, key: &StoredKey) -> String {
     format!("{done} key {} of user {} (id {}, {}...)", key.spec.name, key.user_name, key.id, key.prefix)
 }
 
-/// Settings with their times found out.
+/// Settings with their times found out, and what takes back apart from what sets.
 struct Resolved {
     settings: KeySettings,
+    model_limits: Option<Vec<ModelLimits>>,
     /// `Some(None)`: never.
     expires_at: Option<Option<chrono::DateTime<Utc>>>,
 }
@@ -112,13 +114,14 @@ impl Resolved {
         if expires_at.flatten().is_some_and(|at| at <= now) {
             return Err(WrongUse("--expires is in the past; `tollgate key revoke` ends a key now".to_owned()));
         }
-        Ok(Self { settings, expires_at })
+        let model_limits = settings.model_limits.clone().map(only_limits).transpose()?;
+        Ok(Self { settings, model_limits, expires_at })
     }
 
     fn apply(&self, spec: &mut KeySpec) {
         let settings = &self.settings;
         settings.limits.apply(&mut spec.limits);
-        spec.monthly_tokens = settings.monthly_tokens.or(spec.monthly_tokens);
+        spec.model_limits = self.model_limits.clone().unwrap_or_else(|| std::mem::take(&mut spec.model_limits));
         spec.expires_at = self.expires_at.unwrap_or(spec.expires_at);
         if let Some(models) = &settings.models {
             spec.models = models.iter().map(|model| model.trim().to_owned()).collect();
@@ -134,6 +137,22 @@ impl Resolved {
     }
 }
 
+/// The limits that are meant: none of them, or all.
+fn only_limits(settings: Vec<Setting<ModelLimits>>) -> Result<Vec<ModelLimits>, WrongUse> {
+    if settings.len() > 1 && settings.contains(&Setting::Unset) {
+        return Err(WrongUse("--model-limits none removes all limits of models, so it stands alone".to_owned()));
+    }
+    Ok(settings.into_iter().filter_map(Setting::value).collect())
+}
+
+fn view_of_model(entry: &ModelLimits) -> Value {
+    let limits = &entry.limits;
+    json!({
+        "model": entry.model, "rpm": limits.rpm, "tpm": limits.tpm, "concurrency": limits.concurrency,
+        "monthly_tokens": limits.monthly_tokens, "monthly_nano_usd": limits.monthly_nano_usd,
+    })
+}
+
 fn view(key: &StoredKey) -> Value {
     let spec = &key.spec;
     let is_expired = spec.expires_at.is_some_and(|at| at <= Utc::now());
@@ -146,7 +165,9 @@ fn view(key: &StoredKey) -> Value {
         "id": key.id, "prefix": key.prefix, "name": spec.name, "user": key.user_name, "user_id": key.user_id,
         "state": state, "models": spec.models,
         "allow_ip": spec.allow_ip.iter().map(ToString::to_string).collect::<Vec<_>>(), "rpm": spec.limits.rpm,
-        "tpm": spec.limits.tpm, "concurrency": spec.limits.concurrency, "monthly_tokens": spec.monthly_tokens,
+        "tpm": spec.limits.tpm, "concurrency": spec.limits.concurrency, "monthly_tokens": spec.limits.monthly_tokens,
+        "monthly_nano_usd": spec.limits.monthly_nano_usd,
+        "model_limits": spec.model_limits.iter().map(view_of_model).collect::<Vec<_>>(),
         "created_at": time(key.created_at), "expires_at": time(spec.expires_at), "revoked_at": time(key.revoked_at),
     })
 }

@@ -75,10 +75,25 @@ fn cell(name: &str, value: &Value) -> String {
         Value::String(text) => {
             text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
         }
+        Value::Array(items) if name == "model_limits" => {
+            if items.is_empty() {
+                "-".to_owned()
+            } else {
+                items.iter().map(model_limits).collect::<Vec<_>>().join(" ")
+            }
+        }
         Value::Array(items) if items.is_empty() => "any".to_owned(),
         Value::Array(items) => items.iter().map(|item| cell(name, item)).collect::<Vec<_>>().join(","),
         Value::Object(_) => value.to_string(),
     }
+}
+
+/// The limits of one model in the form in which `--model-limits` takes them.
+fn model_limits(entry: &Value) -> String {
+    let set = entry.as_object().into_iter().flatten().filter(|(name, value)| *name != "model" && !value.is_null());
+    let limits: Vec<_> =
+        set.map(|(name, value)| format!("{}:{}", heading(name).replace('_', "-"), cell(name, value))).collect();
+    format!("{}={}", cell("model", &entry["model"]), limits.join(","))
 }
 
 /// Dollars with two decimals, and as many more as there are.

@@ -5,7 +5,7 @@ use tollgate_core::limit::Limits;
 
 use super::{Output, WrongUse, output::time};
 use crate::{
-    args::{LimitSettings, Setting, UserSettings, UserVerb},
+    args::{LimitSettings, Setting, UserVerb},
     store::{Store, StoredUser, UserSpec},
 };
 
@@ -14,9 +14,9 @@ const COLUMNS: [&str; 9] =
 
 pub(super) async fn run(verb: UserVerb, store: &Store, actor: &str, out: &mut Output<'_>) -> anyhow::Result<()> {
     match verb {
-        UserVerb::Create { name, settings } => {
+        UserVerb::Create { name, limits } => {
             let mut spec = UserSpec { name, ..UserSpec::default() };
-            settings.apply(&mut spec);
+            limits.apply(&mut spec.limits);
             let user = store.create_user(&spec, actor).await?;
             out.done(&view(&user), &format!("created user {} (id {})", user.spec.name, user.id))?;
         }
@@ -25,13 +25,13 @@ pub(super) async fn run(verb: UserVerb, store: &Store, actor: &str, out: &mut Ou
             out.list(&rows, &COLUMNS)?;
         }
         UserVerb::Show(which) => out.show(&view(&store.find_user(&which.user).await?))?,
-        UserVerb::Update { user, name, settings } => {
-            if name.is_none() && settings == UserSettings::default() {
+        UserVerb::Update { user, name, limits } => {
+            if name.is_none() && limits == LimitSettings::default() {
                 return Err(WrongUse("say what to change: see `tollgate user update --help`".to_owned()).into());
             }
             let id = store.find_user(&user.user).await?.id;
             let edit = |spec: &mut UserSpec| {
-                settings.apply(spec);
+                limits.apply(&mut spec.limits);
                 spec.name = name.unwrap_or_else(|| std::mem::take(&mut spec.name));
             };
             let user = store.update_user(id, actor, edit).await?;
@@ -56,20 +56,14 @@ async fn set_disabled(
     Ok(out.done(&view(&user), &format!("{what} user {} (id {id})", user.spec.name))?)
 }
 
-impl UserSettings {
-    fn apply(&self, spec: &mut UserSpec) {
-        self.limits.apply(&mut spec.limits);
-        spec.monthly_tokens = self.monthly_tokens.or(spec.monthly_tokens);
-        spec.monthly_nano_usd = self.monthly_usd.map(|usd| usd.0).or(spec.monthly_nano_usd);
-    }
-}
-
 impl LimitSettings {
     /// Changes the limits that are set.
     pub(super) fn apply(&self, limits: &mut Limits) {
         limits.rpm = self.rpm.map_or(limits.rpm, Setting::value);
         limits.tpm = self.tpm.map_or(limits.tpm, Setting::value);
         limits.concurrency = self.concurrency.map_or(limits.concurrency, Setting::value);
+        limits.monthly_tokens = self.monthly_tokens.map_or(limits.monthly_tokens, Setting::value);
+        limits.monthly_nano_usd = self.monthly_usd.map_or(limits.monthly_nano_usd, Setting::value);
     }
 }
 
@@ -77,8 +71,8 @@ fn view(user: &StoredUser) -> Value {
     let spec = &user.spec;
     json!({
         "id": user.id, "name": spec.name, "disabled": spec.disabled, "rpm": spec.limits.rpm, "tpm": spec.limits.tpm,
-        "concurrency": spec.limits.concurrency, "monthly_tokens": spec.monthly_tokens,
-        "monthly_nano_usd": spec.monthly_nano_usd, "created_at": time(user.created_at),
+        "concurrency": spec.limits.concurrency, "monthly_tokens": spec.limits.monthly_tokens,
+        "monthly_nano_usd": spec.limits.monthly_nano_usd, "created_at": time(user.created_at),
         "disabled_at": time(user.disabled_at),
     })
 }

@@ -59,6 +59,7 @@ fn summary(config: &Config) -> String {
     }
     line("admin", &server.admin_listen.map_or_else(|| "off".to_owned(), |address| format!("http://{address}")));
     line("store", if config.store.kind == StoreKind::Sqlite { "SQLite" } else { "PostgreSQL" });
+    line("limiter", if config.limiter.redis.is_some() { "Redis" } else { "memory of this process" });
     for upstream in &config.upstreams {
         let models: Vec<String> = upstream.models.iter().map(ToString::to_string).collect();
         let models = if models.is_empty() { "*".to_owned() } else { models.join(", ") };

@@ -51,12 +51,12 @@ pub(super) fn server(reader: &Reader<'_>, table: &mut Table<'_>) -> Server {
         max_body_bytes: usize::try_from(max_body).unwrap_or(usize::MAX),
         threads: match table.whole("threads", 0..=1024).unwrap_or(0) {
             0 => available_parallelism().map_or(1, usize::from),
-            threads => threads as usize,
+            threads => threads,
         },
         work_stealing: table.boolean("work_stealing").unwrap_or(false),
         client_timeout: duration(table, "client_timeout", Duration::from_secs(60), MILLISECOND..=HOUR),
         grace_period: duration(table, "grace_period", Duration::from_secs(30), Duration::ZERO..=HOUR),
-        keepalive_pool: table.whole("keepalive_pool", 1..=65_536).unwrap_or(128) as usize,
+        keepalive_pool: table.whole("keepalive_pool", 1..=65_536).unwrap_or(128),
     }
 }
 

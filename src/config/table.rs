@@ -3,7 +3,7 @@
 //! Each look-up names what it expects; what does not fit is noted with its place and answered with `None`. The names that
 //! were asked for are the settings that exist.
 
-use std::{borrow::Cow, collections::BTreeSet, ops::RangeInclusive};
+use std::{borrow::Cow, collections::BTreeSet, fmt::Display, ops::RangeInclusive};
 
 use toml::{
     Spanned,
@@ -146,13 +146,17 @@ impl<'d> Table<'d> {
     }
 
     /// A whole number within `range`.
-    pub(super) fn whole(&mut self, name: &'static str, range: RangeInclusive<u32>) -> Option<u32> {
+    pub(super) fn whole<T>(&mut self, name: &'static str, range: RangeInclusive<T>) -> Option<T>
+    where
+        T: TryFrom<u64> + PartialOrd + Display,
+    {
         let value = self.get(name)?;
         let DeValue::Integer(integer) = value.get_ref() else {
             self.problem(name, format!("must be a whole number without quotes, not {}", kind(value.get_ref())));
             return None;
         };
-        let number = u32::from_str_radix(integer.as_str(), integer.radix()).ok().filter(|n| range.contains(n));
+        let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok().and_then(|n| T::try_from(n).ok());
+        let number = number.filter(|n| range.contains(n));
         if number.is_none() {
             self.problem(name, format!("{integer} is not between {} and {}", range.start(), range.end()));
         }
@@ -161,6 +165,15 @@ impl<'d> Table<'d> {
 
     /// A number, with or without a fraction.
     pub(super) fn number(&mut self, name: &'static str) -> Option<f64> {
+        self.decimal(name, |text| text.parse().map_err(|_| "is not a number".to_owned()))
+    }
+
+    /// A number, with or without a fraction, as `parse` understands its digits.
+    pub(super) fn decimal<T>(
+        &mut self,
+        name: &'static str,
+        parse: impl FnOnce(&str) -> Result<T, String>,
+    ) -> Option<T> {
         let value = self.get(name)?;
         let text = match value.get_ref() {
             DeValue::Float(float) => float.as_str(),
@@ -170,11 +183,7 @@ impl<'d> Table<'d> {
                 return None;
             }
         };
-        let number = text.parse().ok();
-        if number.is_none() {
-            self.problem(name, format!("{text} is not a number"));
-        }
-        number
+        parse(text).map_err(|message| self.problem(name, format!("{text} {message}"))).ok()
     }
 
     /// `true` or `false`.

@@ -17,7 +17,7 @@ use crate::telemetry::LogFormat;
 use super::{
     Config, FERNET_KEYS_VARIABLE, Log, Retry, Secrets, Store, StoreKind, Usage,
     expand::Env,
-    files,
+    files, limits,
     raw::{Findings, Reader},
     server,
     table::Table,
@@ -50,10 +50,12 @@ fn sections(reader: &Reader<'_>, root: &mut Table<'_>, file: Option<&Path>) -> C
         server,
         tls,
         store: store(&mut root.section("store")),
+        limiter: limits::limiter(&mut root.section("limiter")),
+        limits: limits::limits(&mut root.section("limits"), &models),
         usage: usage(&mut root.section("usage")),
         secrets,
         log: log(&mut root.section("log")),
-        retry: Retry { attempts: root.section("retry").whole("attempts", 1..=10).unwrap_or(3) as usize },
+        retry: Retry { attempts: root.section("retry").whole("attempts", 1..=10).unwrap_or(3) },
         upstream_defaults,
         upstreams,
         models,
@@ -91,7 +93,7 @@ fn parse_store_url(text: &str) -> Result<Store, String> {
 fn usage(table: &mut Table<'_>) -> Usage {
     Usage {
         flush_interval: duration(table, "flush_interval", Duration::from_secs(1), MILLISECOND..=HOUR),
-        batch: table.whole("batch", 1..=10_000).unwrap_or(1000) as usize,
+        batch: table.whole("batch", 1..=10_000).unwrap_or(1000),
     }
 }
 
@@ -187,6 +189,19 @@ mod tests {
         file.lines().map(switch_on).collect()
     }
 
+    /// Every table that `section` stands for: `upstream[]` and `models.*` are several.
+    fn tables<'t>(root: &'t toml::Table, section: &str) -> Vec<&'t toml::Table> {
+        let parts = section.split('.').filter(|part| !part.is_empty());
+        parts.fold(vec![root], |tables, part| {
+            let below = |table: &'t toml::Table| match part.strip_suffix("[]") {
+                Some(name) => table[name].as_array().unwrap().iter().collect(),
+                None if part == "*" => table.values().collect(),
+                None => vec![&table[part]],
+            };
+            tables.into_iter().flat_map(below).filter_map(toml::Value::as_table).collect()
+        })
+    }
+
     #[test]
     fn the_annotated_file_names_every_setting_and_its_examples_are_valid() {
         let full = annotated_in_full();
@@ -197,12 +212,7 @@ mod tests {
         let written: toml::Table = full.parse().unwrap();
         let mut missing = Vec::new();
         for (section, names) in &findings.known {
-            let tables: Vec<&toml::Table> = match section.as_str() {
-                "" => vec![&written],
-                "upstream[]" => written["upstream"].as_array().unwrap().iter().filter_map(|t| t.as_table()).collect(),
-                "models.*" => written["models"].as_table().unwrap().values().filter_map(|t| t.as_table()).collect(),
-                section => vec![written[section].as_table().unwrap()],
-            };
+            let tables = tables(&written, section);
             let is_missing = |name: &&String| !tables.iter().any(|table| table.contains_key(*name));
             missing.extend(names.iter().filter(is_missing).map(|name| format!("{section}.{name}")));
         }

@@ -14,11 +14,15 @@ use tokio::{
     sync::Mutex,
     time::{Instant, sleep, timeout_at},
 };
-use tollgate_core::usage::{Usage, UsageRecord};
+use tollgate_core::{
+    limit::{Month, network_of},
+    usage::{Booked, BookedAddress, Usage, UsageRecord},
+};
 
 use crate::{
     estimate,
     journal::{Finished, Uncounted},
+    limiter::Unbooked,
     shared::Shared,
     store::{Store, StoreError},
 };
@@ -44,6 +48,8 @@ pub struct UsageWriter {
 struct Batch {
     taken: VecDeque<Finished>,
     ready: Vec<UsageRecord>,
+    /// What the ready ones hold of quotas until they are booked.
+    held: Vec<Option<Unbooked>>,
 }
 
 impl Batch {
@@ -76,7 +82,7 @@ impl UsageWriter {
     /// # Errors
     /// If the database does not take it, or not in time; says how many records are lost.
     pub async fn drain(&self, patience: Duration) -> anyhow::Result<()> {
-        let store = Store::open(&self.store_url).await?;
+        let store = self.open().await?;
         let until = Instant::now() + patience;
         let mut batch = self.batch.lock().await;
         loop {
@@ -104,12 +110,28 @@ impl UsageWriter {
             return Ok(());
         }
         let began = Instant::now();
+        // Nobody compares the books with the database while one of the two is ahead.
+        let books = self.shared.limiter.books();
+        let ledger = books.ledger().await;
+        let sums_addresses = self.shared.limiter.has_quota_of_addresses();
         let written = store.write_usage(&batch.ready).await;
         let metrics = &self.shared.metrics;
         metrics.store_up.set(i64::from(written.is_ok()));
         written?;
         metrics.usage_flush_seconds.observe(began.elapsed().as_secs_f64());
-        batch.ready.clear();
+        for (record, unbooked) in batch.ready.drain(..).zip(batch.held.drain(..)) {
+            let month = Month::of(record.started_at);
+            let network = record.ip.filter(|_| sums_addresses).map(network_of);
+            let booked = Booked::from(record);
+            books.add(month, &booked);
+            if let Some(network) = network {
+                books.add_address(month, BookedAddress { network, amount: booked.amount });
+            }
+            if let Some(unbooked) = unbooked {
+                unbooked.booked(month, booked.amount);
+            }
+        }
+        drop(ledger);
         Ok(())
     }
 
@@ -120,17 +142,22 @@ impl UsageWriter {
                 Some(uncounted) => count(next.record.model.clone(), Arc::clone(uncounted)).await,
                 None => None,
             };
-            let Some(Finished { mut record, price, .. }) = batch.taken.pop_front() else { return };
+            let Some(Finished { mut record, price, unbooked, .. }) = batch.taken.pop_front() else { return };
             record.usage = counted.unwrap_or(record.usage);
             record.cost_nano_usd = price.cost_nano_usd(&record.usage);
             let label = self.shared.metrics.model_label(&record.model, false);
             self.shared.metrics.tokens(&label, &record.usage);
             batch.ready.push(record);
+            batch.held.push(unbooked);
         }
     }
 
+    async fn open(&self) -> Result<Store, StoreError> {
+        Ok(Store::open(&self.store_url).await?.summing_addresses(self.shared.limiter.has_quota_of_addresses()))
+    }
+
     async fn run(&self) -> Result<Infallible, StoreError> {
-        let store = Store::open(&self.store_url).await?;
+        let store = self.open().await?;
         let mut backoff = BACKOFF.0;
         loop {
             match self.step(&store).await {

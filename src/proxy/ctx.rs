@@ -7,16 +7,18 @@ use chrono::{DateTime, Utc};
 use tollgate_core::{
     denial::Denial,
     key::KeyEntry,
+    limit::{Amount, estimate::prompt_tokens, standing::Standing},
     openai::{request::RequestHead, response::JsonMeter, sse::StreamMeter},
     route::{Dialect, Route},
     snapshot::{InFlight, Target},
     upstream::Upstream,
-    usage::Attempt,
+    usage::{Attempt, Usage},
 };
 use uuid::Uuid;
 
 use crate::{
-    journal::Journal,
+    journal::{Journal, Output},
+    limiter::{Reservation, Unbooked},
     shared::{Held, View},
 };
 
@@ -55,8 +57,16 @@ pub struct RequestCtx {
     pub attempt: Option<Current>,
     /// Name of the model at the upstream of the last attempt.
     pub upstream_model: Option<String>,
+    /// What it reserved; let go when its answer is over.
+    pub reservation: Option<Reservation>,
+    /// What it consumed, until that is booked.
+    pub unbooked: Option<Unbooked>,
+    /// What is left of the limits that bind it.
+    pub standing: Standing,
     /// How the answer is read.
     pub meter: Meter,
+    /// What the answer brought, once it is over.
+    pub produced: Option<Produced>,
     /// Has the answer no length of its own, so that it ends when its connection does?
     pub ends_by_close: bool,
     /// When the first byte of the answer's body came.
@@ -105,6 +115,17 @@ pub struct Current {
     pub answered_after: Option<std::time::Duration>,
 }
 
+impl Produced {
+    /// What the answer consumed: as the upstream counted, else by the size of the texts, until they are counted.
+    fn consumed(&self, ask: &Ask) -> Usage {
+        self.usage.unwrap_or_else(|| Usage {
+            prompt_tokens: prompt_tokens(&ask.body),
+            completion_tokens: if ask.dialect.has_output() { self.output.rough_tokens() } else { 0 },
+            ..Usage::default()
+        })
+    }
+}
+
 /// How an answer is read on its way through.
 #[derive(Debug, Default)]
 pub enum Meter {
@@ -117,6 +138,40 @@ pub enum Meter {
     Stream(Box<StreamMeter>),
     /// An error of the upstream: held back until it is whole, then cleaned of what names the account.
     Error(Vec<u8>),
+}
+
+/// What an answer brought.
+#[derive(Debug)]
+pub struct Produced {
+    /// What it consumed, if the upstream said so.
+    pub usage: Option<Usage>,
+    /// Why the model stopped.
+    pub finish_reason: Option<String>,
+    /// The text, to be counted if the upstream did not.
+    pub output: Output,
+    /// Was it a stream of events?
+    pub streamed: bool,
+}
+
+impl From<Meter> for Produced {
+    fn from(meter: Meter) -> Self {
+        match meter {
+            Meter::Json(meter) => {
+                let (facts, body) = meter.finish();
+                let output = body.map_or(Output::None, Output::Json);
+                Self { usage: facts.usage, finish_reason: facts.finish_reason, output, streamed: false }
+            }
+            Meter::Stream(mut meter) => Self {
+                usage: meter.usage(),
+                finish_reason: meter.finish_reason().map(str::to_owned),
+                output: Output::Stream(meter.take_output()),
+                streamed: true,
+            },
+            Meter::None | Meter::Error(_) => {
+                Self { usage: None, finish_reason: None, output: Output::None, streamed: false }
+            }
+        }
+    }
 }
 
 impl RequestCtx {
@@ -140,7 +195,11 @@ impl RequestCtx {
             tried: Vec::new(),
             attempt: None,
             upstream_model: None,
+            reservation: None,
+            unbooked: None,
+            standing: Standing::default(),
             meter: Meter::None,
+            produced: None,
             ends_by_close: false,
             first_byte: None,
             waited_for_client: std::time::Duration::ZERO,
@@ -168,6 +227,18 @@ impl RequestCtx {
         self.first_byte = None;
         self.ends_by_close = false;
         self.provider_request_id = None;
+    }
+
+    /// Corrects the reservation to what the answer consumed. Called before the last bytes go to the client: its next
+    /// request must find free what this one gave back. `answered`: did the model work for it?
+    pub fn settle(&mut self, answered: bool) {
+        let produced = Produced::from(std::mem::take(&mut self.meter));
+        if let (Some(reservation), Some(ask)) = (self.reservation.take(), &self.ask) {
+            let usage = if answered { produced.consumed(ask) } else { Usage::default() };
+            let cost = ask.target.price.cost_nano_usd(&usage);
+            self.unbooked = Some(reservation.settle(Amount { tokens: usage.total_tokens(), nano_usd: cost }));
+        }
+        self.produced = Some(produced);
     }
 
     /// Ends the attempt under way and puts it on the record.

@@ -114,7 +114,7 @@ pub async fn answer(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
     if is_broken {
         session.set_keepalive(None);
     }
-    let sent = reply::deny(session, ctx.request_id, &denial).await;
+    let sent = reply::deny(session, ctx.request_id, &ctx.standing, &denial).await;
     let status = denial.status();
     ctx.denial = Some(denial);
     FailToProxy { error_code: status, can_reuse_downstream: sent.is_ok() && !is_broken }

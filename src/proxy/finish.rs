@@ -11,30 +11,28 @@ use tollgate_core::{
 };
 
 use super::{
-    ctx::{Ask, Meter, RequestCtx, millis},
+    ctx::{Ask, Meter, Produced, RequestCtx, millis},
     reply::answered,
 };
 use crate::{
-    journal::{Finished, Output, Uncounted},
+    journal::{Finished, Uncounted},
     shared::Shared,
 };
 
-/// How the answer ended and what it consumed.
+/// How the answer ended.
 struct Outcome {
     code: String,
     status: u16,
     interrupted: bool,
-    usage: Option<Usage>,
-    finish_reason: Option<String>,
-    output: Output,
-    /// Was the answer a stream of events?
-    streamed: bool,
+    /// Did the model work for it, as far as can be told?
+    consumed: bool,
 }
 
 /// Settles everything that the request opened.
 pub async fn finish(shared: &Shared, session: &Session, ctx: &mut RequestCtx, error: Option<&Error>) {
     ctx.settled = true;
     let outcome = outcome(session, ctx, error);
+    let produced = take_produced(ctx, &outcome);
     let duration = ctx.arrived.elapsed();
     if ctx.attempt.is_some() {
         let failure = outcome.interrupted.then(|| outcome.code.clone());
@@ -47,11 +45,15 @@ pub async fn finish(shared: &Shared, session: &Session, ctx: &mut RequestCtx, er
     if let Some(overhead) = overhead(ctx) {
         shared.metrics.overhead_seconds.observe(overhead.as_secs_f64());
     }
-    if let (true, Some(first)) = (outcome.streamed, ctx.first_byte) {
+    if let (true, Some(first)) = (produced.streamed, ctx.first_byte) {
         shared.metrics.time_to_first_token_seconds.observe(first.duration_since(ctx.arrived).as_secs_f64());
     }
-    log(ctx, &outcome, route, duration);
-    let Some(finished) = finished(Some(&session.req_header().headers), ctx, outcome, duration) else { return };
+    if let (Some(ask), Some(usage)) = (&ctx.ask, &produced.usage) {
+        shared.limiter.lengths().learn(&ask.target.model, usage.completion_tokens / ask.head.choices);
+    }
+    log(ctx, &outcome, produced.usage.as_ref(), route, duration);
+    let headers = Some(&session.req_header().headers);
+    let Some(finished) = finished(headers, ctx, outcome, produced, duration) else { return };
     if let Err(lost) = shared.journal.record(finished).await {
         shared.metrics.journal_lost_records_total.inc();
         tracing::error!(request_id = %lost.record.request_id, "a usage record is lost: the writer did not take it");
@@ -65,11 +67,13 @@ impl Drop for RequestCtx {
             return;
         }
         let status = self.attempt.as_ref().map_or(0, |current| current.status);
-        let mut outcome = Outcome { interrupted: true, ..Outcome::new("interrupted".to_owned(), status) };
-        outcome.read(std::mem::take(&mut self.meter));
+        let answered = (200..300).contains(&status);
+        let consumed = answered || (status == 0 && self.denial.is_none());
+        let outcome = Outcome { code: "interrupted".to_owned(), status, interrupted: true, consumed };
+        let produced = take_produced(self, &outcome);
         self.end_attempt(Some("interrupted"));
         let duration = self.arrived.elapsed();
-        if let Some(finished) = finished(None, self, outcome, duration)
+        if let Some(finished) = finished(None, self, outcome, produced, duration)
             && let Err(lost) = self.journal.push(finished)
         {
             tracing::error!(request_id = %lost.record.request_id, "a usage record is lost: the journal is full");
@@ -77,38 +81,15 @@ impl Drop for RequestCtx {
     }
 }
 
-impl Outcome {
-    fn new(code: String, status: u16) -> Self {
-        Self {
-            code,
-            status,
-            interrupted: false,
-            usage: None,
-            finish_reason: None,
-            output: Output::None,
-            streamed: false,
-        }
+/// What the answer brought; settles the reservation unless that is done.
+fn take_produced(ctx: &mut RequestCtx, outcome: &Outcome) -> Produced {
+    if ctx.produced.is_none() {
+        ctx.settle(outcome.consumed);
     }
-
-    /// Takes over what the meter has read.
-    fn read(&mut self, meter: Meter) {
-        match meter {
-            Meter::Json(meter) => {
-                let (facts, body) = meter.finish();
-                (self.usage, self.finish_reason) = (facts.usage, facts.finish_reason);
-                self.output = body.map_or(Output::None, Output::Json);
-            }
-            Meter::Stream(mut meter) => {
-                (self.usage, self.finish_reason) = (meter.usage(), meter.finish_reason().map(str::to_owned));
-                self.output = Output::Stream(meter.take_output());
-                self.streamed = true;
-            }
-            Meter::None | Meter::Error(_) => {}
-        }
-    }
+    ctx.produced.take().unwrap_or_else(|| Meter::None.into())
 }
 
-fn outcome(session: &Session, ctx: &mut RequestCtx, error: Option<&Error>) -> Outcome {
+fn outcome(session: &Session, ctx: &RequestCtx, error: Option<&Error>) -> Outcome {
     let status = answered(session).unwrap_or(0);
     let client_gone = error.is_some_and(|error| *error.esource() == ErrorSource::Downstream) && ctx.denial.is_none();
     let code = match (&ctx.denial, client_gone, status) {
@@ -119,9 +100,8 @@ fn outcome(session: &Session, ctx: &mut RequestCtx, error: Option<&Error>) -> Ou
         (None, false, status) => format!("http_{status}"),
     };
     let interrupted = error.is_some() && ctx.attempt.is_some();
-    let mut outcome = Outcome { interrupted, ..Outcome::new(code, status) };
-    outcome.read(std::mem::take(&mut ctx.meter));
-    outcome
+    let consumed = (200..300).contains(&status) || (interrupted && status == 0 && ctx.denial.is_none());
+    Outcome { code, status, interrupted, consumed }
 }
 
 /// What the gateway took before it asked the upstream, without waiting for the client.
@@ -134,15 +114,14 @@ fn finished(
     headers: Option<&HeaderMap>,
     ctx: &mut RequestCtx,
     outcome: Outcome,
+    produced: Produced,
     duration: std::time::Duration,
 ) -> Option<Finished> {
     let key = ctx.key.clone()?;
     let route = ctx.route.filter(|route| matches!(route.action, Action::Forward(_)))?;
     let ask = ctx.ask.take();
     let text = |name: header::HeaderName| headers?.get(name).and_then(|v| v.to_str().ok()).map(|v| clip(v, 256));
-    let answered = (200..300).contains(&outcome.status);
-    let consumed = answered || (outcome.interrupted && outcome.status == 0 && ctx.denial.is_none());
-    let estimated = outcome.usage.is_none() && consumed;
+    let estimated = produced.usage.is_none() && outcome.consumed;
     let last = ctx.attempts.last();
     let record = UsageRecord {
         request_id: ctx.request_id,
@@ -158,14 +137,14 @@ fn finished(
         status: outcome.status,
         stream: ask.as_ref().is_some_and(|ask| ask.head.stream),
         code: (outcome.code != "ok").then_some(outcome.code),
-        usage: outcome.usage.unwrap_or_default(),
+        usage: produced.usage.unwrap_or_default(),
         estimated,
         interrupted: outcome.interrupted,
         cost_nano_usd: 0,
         ttft_ms: ctx.first_byte.map(|first| millis(first.duration_since(ctx.arrived))),
         duration_ms: millis(duration),
         overhead_us: overhead(ctx).map_or(0, |overhead| u32::try_from(overhead.as_micros()).unwrap_or(u32::MAX)),
-        finish_reason: outcome.finish_reason.map(|reason| clip(&reason, 64)),
+        finish_reason: produced.finish_reason.map(|reason| clip(&reason, 64)),
         user_agent: text(header::USER_AGENT),
         client_request_id: text(header::HeaderName::from_static("x-request-id")),
         provider_request_id: ctx.provider_request_id.take(),
@@ -173,15 +152,15 @@ fn finished(
     let price = ask.as_ref().map(|ask| ask.target.price).unwrap_or_default();
     let uncounted = ask
         .filter(|_| estimated)
-        .map(|ask: Ask| Arc::new(Uncounted { dialect: ask.dialect, prompt: ask.body, output: outcome.output }));
-    Some(Finished { record, price, uncounted })
+        .map(|ask: Ask| Arc::new(Uncounted { dialect: ask.dialect, prompt: ask.body, output: produced.output }));
+    Some(Finished { record, price, uncounted, unbooked: ctx.unbooked.take() })
 }
 
 fn clip(text: &str, most: usize) -> String {
     text.chars().take(most).collect()
 }
 
-fn log(ctx: &RequestCtx, outcome: &Outcome, route: &str, duration: std::time::Duration) {
+fn log(ctx: &RequestCtx, outcome: &Outcome, usage: Option<&Usage>, route: &str, duration: std::time::Duration) {
     tracing::info!(
         target: "access",
         request_id = %ctx.request_id,
@@ -192,8 +171,8 @@ fn log(ctx: &RequestCtx, outcome: &Outcome, route: &str, duration: std::time::Du
         attempts = ctx.attempts.len(),
         status = outcome.status,
         code = outcome.code,
-        prompt_tokens = outcome.usage.map(|usage| usage.prompt_tokens),
-        completion_tokens = outcome.usage.map(|usage| usage.completion_tokens),
+        prompt_tokens = usage.map(|usage| usage.prompt_tokens),
+        completion_tokens = usage.map(|usage| usage.completion_tokens),
         duration_ms = millis(duration),
     );
 }

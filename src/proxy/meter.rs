@@ -48,6 +48,10 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut RequestCt
             }
         }
     }
+    if end_of_stream {
+        let status = ctx.attempt.as_ref().map_or(0, |current| current.status);
+        ctx.settle((200..300).contains(&status));
+    }
     Ok(())
 }
 

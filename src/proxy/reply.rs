@@ -5,7 +5,7 @@ use http::header;
 use pingora::http::ResponseHeader;
 use pingora_core::Result;
 use pingora_proxy::Session;
-use tollgate_core::denial::Denial;
+use tollgate_core::{denial::Denial, limit::standing::Standing};
 use uuid::Uuid;
 
 /// Header under which the gateway's id of a request is returned.
@@ -18,16 +18,20 @@ pub fn answered(session: &Session) -> Option<u16> {
     session.response_written().map(|answer| answer.status).filter(|status| !status.is_informational()).map(u16::from)
 }
 
-/// Answers with a denial.
+/// Answers with a denial, and says what is left of the limits that bind the request.
 ///
 /// # Errors
 /// If the client is gone.
-pub async fn deny(session: &mut Session, request_id: Uuid, denial: &Denial) -> Result<()> {
+pub async fn deny(session: &mut Session, request_id: Uuid, standing: &Standing, denial: &Denial) -> Result<()> {
     let body = Bytes::from(denial.body());
     let mut header = header_of(denial.status(), body.len(), request_id)?;
-    if let Some(seconds) = denial.retry_after_s() {
-        header.insert_header(header::RETRY_AFTER, seconds)?;
-        header.insert_header("retry-after-ms", u64::from(seconds) * 1000)?;
+    show_standing(&mut header, standing)?;
+    if let Some(ms) = denial.retry_after_ms() {
+        header.insert_header(header::RETRY_AFTER, ms.div_ceil(1000))?;
+        header.insert_header("retry-after-ms", ms)?;
+    }
+    if denial.is_final() {
+        header.insert_header("x-should-retry", "false")?;
     }
     if let Denial::MethodNotAllowed { allow, .. } = denial {
         header.insert_header(header::ALLOW, *allow)?;
@@ -45,6 +49,14 @@ pub async fn deny(session: &mut Session, request_id: Uuid, denial: &Denial) -> R
 pub async fn json(session: &mut Session, request_id: Uuid, body: Bytes) -> Result<()> {
     let header = header_of(200, body.len(), request_id)?;
     send(session, header, body).await
+}
+
+/// Adds the `x-ratelimit-*` headers.
+///
+/// # Errors
+/// If a header cannot be built: a defect.
+pub fn show_standing(header: &mut ResponseHeader, standing: &Standing) -> Result<()> {
+    standing.headers().try_for_each(|(name, value)| header.insert_header(name, value))
 }
 
 fn header_of(status: u16, length: usize, request_id: Uuid) -> Result<ResponseHeader> {

@@ -23,7 +23,10 @@ use super::{
     ctx::{Ask, RequestCtx},
     reply, route,
 };
-use crate::shared::{KeyDirectory, Shared};
+use crate::{
+    limiter::{self, Admission, Refused},
+    shared::{KeyDirectory, Shared},
+};
 
 /// Notes who is speaking, and settles how the connection is treated.
 pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) {
@@ -47,7 +50,7 @@ pub async fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
     };
     body::drain(session, shared.settings.max_body_bytes, shared.settings.client_timeout).await;
     shared.metrics.denial(&denial);
-    let sent = reply::deny(session, ctx.request_id, &denial).await;
+    let sent = reply::deny(session, ctx.request_id, &ctx.standing, &denial).await;
     ctx.denial = Some(denial);
     sent.map(|()| true)
 }
@@ -59,14 +62,15 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
         let alive = Bytes::from_static(br#"{"status":"ok"}"#);
         return reply::json(session, ctx.request_id, alive).await.map(|()| true).map_err(Failure::Gone);
     }
-    let key = authenticate(&shared.keys, &session.req_header().headers, ctx.ip, ctx.arrived_at);
-    let key = key.map_err(Failure::Denied)?;
+    let key = identify(shared, &session.req_header().headers, ctx).map_err(Failure::Denied)?;
     ctx.key = Some(Arc::clone(&key));
     let view = shared.view.load_full();
     ctx.view = Some(Arc::clone(&view));
     match route.action {
         Action::Forward(dialect) => {
-            ctx.ask = Some(ask(shared, session, ctx, dialect).await?);
+            let ask = ask(shared, session, ctx, dialect).await?;
+            admit(shared, ctx, &key, &ask).await.map_err(Failure::Denied)?;
+            ctx.ask = Some(ask);
             return Ok(false);
         }
         Action::ListModels => {
@@ -110,6 +114,30 @@ async fn ask(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, diale
     Ok(Ask { dialect, body, head, target })
 }
 
+/// Reserves what the request may consume, at everything that limits it.
+async fn admit(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask) -> Result<(), Denial> {
+    let request = limiter::Request {
+        key,
+        ip: ctx.ip,
+        model: &ask.target.model,
+        body: &ask.body,
+        head: &ask.head,
+        dialect: ask.dialect,
+        price: &ask.target.price,
+        at: ctx.arrived_at,
+    };
+    match shared.limiter.admit(request).await {
+        Ok(Admission { reservation, standing }) => {
+            (ctx.reservation, ctx.standing) = (Some(reservation), standing);
+            Ok(())
+        }
+        Err(Refused { denial, standing }) => {
+            ctx.standing = standing;
+            Err(denial)
+        }
+    }
+}
+
 fn model_object(name: &str) -> serde_json::Value {
     serde_json::json!({ "id": name, "object": "model", "created": 0, "owned_by": "tollgate" })
 }
@@ -125,6 +153,17 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Denial> {
         }),
         _ => Ok(()),
     }
+}
+
+/// Lets an address in that has not asked too much, and finds out whose key it presents.
+fn identify(shared: &Shared, headers: &HeaderMap, ctx: &RequestCtx) -> Result<Arc<KeyEntry>, Denial> {
+    let entered = ctx.ip.map_or(Ok(()), |ip| shared.gate.enter(ip));
+    entered.map_err(|retry_after_ms| Denial::TooManyFromAddress { retry_after_ms })?;
+    let key = authenticate(&shared.keys, headers, ctx.ip, ctx.arrived_at);
+    if let (Err(Denial::InvalidApiKey), Some(ip)) = (&key, ctx.ip) {
+        shared.gate.failed(ip);
+    }
+    key
 }
 
 /// Finds the key that was presented and checks that it may be used, now and from here.

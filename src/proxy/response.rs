@@ -10,7 +10,7 @@ use tollgate_core::{
 
 use super::{
     ctx::{Meter, RequestCtx},
-    reply::REQUEST_ID,
+    reply::{REQUEST_ID, show_standing},
 };
 use crate::shared::Shared;
 
@@ -96,7 +96,7 @@ pub fn filter(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
         return Ok(());
     }
     ctx.meter = meter_for(answer, ctx);
-    let mut shown = ResponseHeader::build_no_case(answer.status, Some(PASSED.len() + 2))?;
+    let mut shown = ResponseHeader::build_no_case(answer.status, Some(PASSED.len() + 8))?;
     for name in PASSED {
         if let Some(value) = answer.headers.get(&name) {
             shown.insert_header(name, value.clone())?;
@@ -113,6 +113,7 @@ pub fn filter(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
         None => {}
     }
     shown.insert_header(REQUEST_ID, ctx.request_id.to_string())?;
+    show_standing(&mut shown, &ctx.standing)?;
     *answer = shown;
     Ok(())
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 use tollgate_core::{
     id::{KeyId, UserId, check_name},
     key::{ApiKey, IpNet, KeyEntry, KeyHash},
-    limit::Limits,
+    limit::{Limits, ModelLimits, written},
     user::User,
 };
 
@@ -18,7 +18,7 @@ macro_rules! select {
     ($($rest:literal),*) => {
         concat!(
             "SELECT k.id, k.user_id, u.name AS user_name, k.name, k.key_hash, k.prefix, k.models, k.allow_ip, k.rpm, k.tpm,
-                    k.concurrency, k.monthly_tokens, k.created_at, k.expires_at, k.revoked_at
+                    k.concurrency, k.monthly_tokens, k.monthly_nano_usd, k.model_limits, k.created_at, k.expires_at, k.revoked_at
              FROM api_keys k JOIN users u ON u.id = k.user_id ",
             $($rest),*
         )
@@ -35,10 +35,10 @@ pub struct KeySpec {
     pub models: Vec<String>,
     /// Addresses it may be used from; empty: any.
     pub allow_ip: Vec<IpNet>,
-    /// Limits where they differ from the default.
+    /// Limits and quota where they differ from the default.
     pub limits: Limits,
-    /// Tokens per calendar month (UTC); `None` or 0: no quota of its own.
-    pub monthly_tokens: Option<u64>,
+    /// Limits of single models, each named once.
+    pub model_limits: Vec<ModelLimits>,
     /// When it ceases to work.
     pub expires_at: Option<DateTime<Utc>>,
 }
@@ -76,6 +76,7 @@ impl StoredKey {
             models: self.spec.models.clone(),
             allow_ip: self.spec.allow_ip.clone(),
             limits: self.spec.limits,
+            model_limits: self.spec.model_limits.clone(),
             expires_at: self.spec.expires_at,
             revoked_at: self.revoked_at,
         }
@@ -96,6 +97,8 @@ pub(super) struct Row {
     tpm: Option<i64>,
     concurrency: Option<i64>,
     monthly_tokens: Option<i64>,
+    monthly_nano_usd: Option<i64>,
+    model_limits: String,
     created_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
     revoked_at: Option<DateTime<Utc>>,
@@ -122,8 +125,10 @@ impl TryFrom<Row> for StoredKey {
                     rpm: row.rpm.map(number::count32),
                     tpm: row.tpm.map(number::count),
                     concurrency: row.concurrency.map(number::count32),
+                    monthly_tokens: row.monthly_tokens.map(number::count),
+                    monthly_nano_usd: row.monthly_nano_usd.map(number::count),
                 },
-                monthly_tokens: row.monthly_tokens.map(number::count),
+                model_limits: serde_json::from_str(&row.model_limits).map_err(|_| corrupt("model_limits"))?,
                 expires_at: row.expires_at,
             },
             hash: KeyHash(row.key_hash.as_slice().try_into().map_err(|_| corrupt("key_hash"))?),
@@ -151,8 +156,9 @@ impl Store {
         let row: Row = change!(self, by, |tx, seq| {
             let id: i64 = sqlx::query_scalar(
                 "INSERT INTO api_keys (user_id, name, key_hash, prefix, models, allow_ip, rpm, tpm, concurrency,
-                                       monthly_tokens, created_at, expires_at, changed_seq)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) RETURNING id",
+                                       monthly_tokens, monthly_nano_usd, model_limits, created_at, expires_at,
+                                       changed_seq)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING id",
             )
             .bind(user.0)
             .bind(&spec.name)
@@ -163,7 +169,9 @@ impl Store {
             .bind(spec.limits.rpm.map(i64::from))
             .bind(spec.limits.tpm.map(number::big))
             .bind(spec.limits.concurrency.map(i64::from))
-            .bind(spec.monthly_tokens.map(number::big))
+            .bind(spec.limits.monthly_tokens.map(number::big))
+            .bind(spec.limits.monthly_nano_usd.map(number::big))
+            .bind(json!(spec.model_limits).to_string())
             .bind(now())
             .bind(spec.expires_at)
             .bind(seq)
@@ -195,8 +203,9 @@ impl Store {
             check(spec)?;
             sqlx::query(
                 "UPDATE api_keys SET name = $1, models = $2, allow_ip = $3, rpm = $4, tpm = $5, concurrency = $6,
-                                     monthly_tokens = $7, expires_at = $8, changed_seq = $9
-                 WHERE id = $10",
+                                     monthly_tokens = $7, monthly_nano_usd = $8, model_limits = $9, expires_at = $10,
+                                     changed_seq = $11
+                 WHERE id = $12",
             )
             .bind(&spec.name)
             .bind(json!(spec.models).to_string())
@@ -204,7 +213,9 @@ impl Store {
             .bind(spec.limits.rpm.map(i64::from))
             .bind(spec.limits.tpm.map(number::big))
             .bind(spec.limits.concurrency.map(i64::from))
-            .bind(spec.monthly_tokens.map(number::big))
+            .bind(spec.limits.monthly_tokens.map(number::big))
+            .bind(spec.limits.monthly_nano_usd.map(number::big))
+            .bind(json!(spec.model_limits).to_string())
             .bind(spec.expires_at)
             .bind(seq)
             .bind(id.0)
@@ -298,6 +309,11 @@ impl Store {
 
 fn check(spec: &KeySpec) -> Result<(), StoreError> {
     check_name(&spec.name).map_err(StoreError::Invalid)?;
+    for entry in &spec.model_limits {
+        written::check_model(&entry.model)
+            .map_err(|message| StoreError::Invalid(format!("{:?} {message}", entry.model)))?;
+    }
+    written::check_distinct(&spec.model_limits).map_err(StoreError::Invalid)?;
     match spec.models.iter().find(|model| model.is_empty() || model.chars().any(|c| c.is_control() || c == ' ')) {
         Some(bad) => Err(StoreError::Invalid(format!("{bad:?} is not a model: write a name, or a pattern with *"))),
         None => Ok(()),
@@ -322,6 +338,6 @@ fn detail(user: UserId, prefix: &str, spec: &KeySpec) -> serde_json::Value {
     json!({
         "user_id": user, "prefix": prefix, "name": spec.name, "models": spec.models,
         "allow_ip": spec.allow_ip.iter().map(ToString::to_string).collect::<Vec<_>>(), "limits": spec.limits,
-        "monthly_tokens": spec.monthly_tokens, "expires_at": spec.expires_at.map(|at| at.to_rfc3339()),
+        "model_limits": spec.model_limits, "expires_at": spec.expires_at.map(|at| at.to_rfc3339()),
     })
 }

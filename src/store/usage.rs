@@ -7,10 +7,13 @@
 //! (see [`number`](super::number)): texts that clients and providers choose are cut to what an index takes and freed of
 //! NUL, which PostgreSQL has no place for; sums stop at the largest number instead of failing; nothing is referenced.
 
-use std::{borrow::Cow, collections::BTreeMap};
+use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use chrono::{DateTime, Datelike, NaiveDate, SubsecRound, Utc};
-use tollgate_core::usage::{Attempt, UsageRecord};
+use tollgate_core::{
+    limit::network_of,
+    usage::{Attempt, UsageRecord},
+};
 use uuid::Uuid;
 
 use super::{
@@ -31,22 +34,23 @@ macro_rules! log_columns {
          provider_request_id"
     };
 }
-/// Columns of `usage_daily` and `usage_monthly` after the date, in the order in which both writers bind them.
-macro_rules! sum_columns {
-    () => {
-        "user_id, key_id, model, upstream, requests, prompt_tokens, completion_tokens, total_tokens, cached_tokens,
-         cost_nano_usd"
-    };
-}
-/// The statement that adds sums to a table. Numbers are never negative, so the subtraction cannot overflow.
+/// The statement that adds sums to a table, whose columns are in the order in which both writers bind them. Numbers are
+/// never negative, so the subtraction cannot overflow.
 macro_rules! add_sums {
+    ("usage_monthly_ip", $values:literal) => {
+        add_sums!(@to "usage_monthly_ip", "month, network", $values, "requests", "total_tokens", "cost_nano_usd")
+    };
     ($table:literal, $date:literal, $values:literal) => {
+        add_sums!(
+            @to $table, concat!($date, ", user_id, key_id, model, upstream"), $values,
+            "requests", "prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "cost_nano_usd"
+        )
+    };
+    (@to $table:literal, $key:expr, $values:literal, $first:literal $(, $sum:literal)*) => {
         concat!(
-            "INSERT INTO ", $table, " (", $date, ", ", sum_columns!(), ") ", $values,
-            " ON CONFLICT (", $date, ", user_id, key_id, model, upstream) DO UPDATE SET ",
-            add_sums!(@add $table, "requests"), ", ", add_sums!(@add $table, "prompt_tokens"), ", ",
-            add_sums!(@add $table, "completion_tokens"), ", ", add_sums!(@add $table, "total_tokens"), ", ",
-            add_sums!(@add $table, "cached_tokens"), ", ", add_sums!(@add $table, "cost_nano_usd")
+            "INSERT INTO ", $table, " (", $key, ", ", $first $(, ", ", $sum)*, ") ", $values,
+            " ON CONFLICT (", $key, ") DO UPDATE SET ",
+            add_sums!(@add $table, $first) $(, ", ", add_sums!(@add $table, $sum))*
         )
     };
     (@add $table:literal, $column:literal) => {
@@ -56,7 +60,7 @@ macro_rules! add_sums {
         )
     };
 }
-pub(super) use {add_sums, log_columns, sum_columns};
+pub(super) use {add_sums, log_columns};
 
 /// A row of `request_log`, in the types of its columns.
 pub(super) struct LogRow<'r> {
@@ -65,6 +69,7 @@ pub(super) struct LogRow<'r> {
     pub(super) user_id: i64,
     pub(super) key_id: i64,
     pub(super) ip: Option<String>,
+    pub(super) network: Option<IpAddr>,
     pub(super) route: &'static str,
     pub(super) model: Cow<'r, str>,
     pub(super) upstream_model: Option<Cow<'r, str>>,
@@ -100,6 +105,7 @@ impl<'r> From<&'r UsageRecord> for LogRow<'r> {
             user_id: record.user_id.0,
             key_id: record.key_id.0,
             ip: record.ip.map(|ip| ip.to_canonical().to_string()),
+            network: record.ip.map(network_of),
             route: record.route,
             model: storable(&record.model),
             upstream_model: record.upstream_model.as_deref().map(storable),
@@ -175,6 +181,8 @@ impl Sum {
 }
 
 pub(super) type Sums = BTreeMap<SumKey, Sum>;
+/// By month and network; their order is that in which rows are locked, too.
+pub(super) type AddressSums = BTreeMap<(NaiveDate, IpAddr), Sum>;
 
 /// The sums of `rows` by day and by month.
 pub(super) fn sum_up<'a>(rows: impl IntoIterator<Item = &'a LogRow<'a>>) -> (Sums, Sums) {
@@ -187,11 +195,26 @@ pub(super) fn sum_up<'a>(rows: impl IntoIterator<Item = &'a LogRow<'a>>) -> (Sum
             model: row.model.to_string(),
             upstream: row.upstream.as_deref().unwrap_or_default().to_owned(),
         };
-        let month = SumKey { date: day.date.with_day(1).unwrap_or(day.date), ..day.clone() };
+        let month = SumKey { date: first_day(day.date), ..day.clone() };
         daily.entry(day).or_default().add(row);
         monthly.entry(month).or_default().add(row);
     }
     (daily, monthly)
+}
+
+/// The sums of `rows` by month and address.
+pub(super) fn sum_up_addresses<'a>(rows: impl IntoIterator<Item = &'a LogRow<'a>>) -> AddressSums {
+    let mut sums = AddressSums::new();
+    for row in rows {
+        if let Some(network) = row.network {
+            sums.entry((first_day(row.started_at.date_naive()), network)).or_default().add(row);
+        }
+    }
+    sums
+}
+
+fn first_day(date: NaiveDate) -> NaiveDate {
+    date.with_day(1).unwrap_or(date)
 }
 
 impl Store {
@@ -202,8 +225,8 @@ impl Store {
     pub async fn write_usage(&self, records: &[UsageRecord]) -> Result<u64, StoreError> {
         let rows: Vec<LogRow<'_>> = records.iter().map(LogRow::from).collect();
         match &self.pool {
-            Pool::Sqlite(pool) => usage_sqlite::write(pool, &rows).await,
-            Pool::Postgres(pool) => usage_postgres::write(pool, &rows).await,
+            Pool::Sqlite(pool) => usage_sqlite::write(pool, &rows, self.sums_addresses).await,
+            Pool::Postgres(pool) => usage_postgres::write(pool, &rows, self.sums_addresses).await,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Writing usage to PostgreSQL: three statements per batch, whatever its size, with one array per column.
+//! Writing usage to PostgreSQL: three or four statements per batch, whatever its size, with one array per column.
 
 use std::collections::HashSet;
 
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     StoreError,
-    usage::{LogRow, Sum, SumKey, Sums, add_sums, log_columns, sum_columns, sum_up},
+    usage::{AddressSums, LogRow, Sum, SumKey, Sums, add_sums, log_columns, sum_up, sum_up_addresses},
 };
 
 /// Binds one array per column of `$rows`.
@@ -17,16 +17,19 @@ macro_rules! bind_columns {
     };
 }
 
-pub(super) async fn write(pool: &PgPool, rows: &[LogRow<'_>]) -> Result<u64, StoreError> {
+pub(super) async fn write(pool: &PgPool, rows: &[LogRow<'_>], sums_addresses: bool) -> Result<u64, StoreError> {
     let mut tx = pool.begin().await?;
-    let mut new = insert(&mut tx, rows).await?;
-    let count = new.len() as u64;
+    let mut ids = insert(&mut tx, rows).await?;
     // Taking the ids out counts a record that is twice in the batch once.
-    let (daily, monthly) = sum_up(rows.iter().filter(|row| new.remove(&row.request_id)));
+    let new: Vec<&LogRow<'_>> = rows.iter().filter(|row| ids.remove(&row.request_id)).collect();
+    let (daily, monthly) = sum_up(new.iter().copied());
     add(&mut tx, &daily, add_sums!("usage_daily", "day", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
     add(&mut tx, &monthly, add_sums!("usage_monthly", "month", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
+    if sums_addresses {
+        add_addresses(&mut tx, &sum_up_addresses(new.iter().copied())).await?;
+    }
     tx.commit().await?;
-    Ok(count)
+    Ok(new.len() as u64)
 }
 
 /// The ids of the rows that were not there yet.
@@ -93,6 +96,26 @@ async fn add(tx: &mut Transaction<'_, Postgres>, sums: &Sums, statement: &'stati
         row.1.completion_tokens,
         row.1.total_tokens,
         row.1.cached_tokens,
+        row.1.cost_nano_usd,
+    )
+    .execute(&mut **tx)
+    .await?;
+    Ok(())
+}
+
+async fn add_addresses(tx: &mut Transaction<'_, Postgres>, sums: &AddressSums) -> Result<(), StoreError> {
+    const ADD: &str = add_sums!(
+        "usage_monthly_ip",
+        "SELECT * FROM UNNEST($1::date[], $2::text[], $3::bigint[], $4::bigint[], $5::bigint[])"
+    );
+    let rows: Vec<_> = sums.iter().collect();
+    bind_columns!(
+        sqlx::query(ADD),
+        rows,
+        |row| row.0.0,
+        row.0.1.to_string(),
+        row.1.requests,
+        row.1.total_tokens,
         row.1.cost_nano_usd,
     )
     .execute(&mut **tx)

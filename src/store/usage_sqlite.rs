@@ -12,7 +12,7 @@ use sqlx::{Sqlite, SqlitePool, Transaction, query::Query, sqlite::SqliteArgument
 
 use super::{
     StoreError,
-    usage::{LogRow, Sums, add_sums, log_columns, sum_columns, sum_up},
+    usage::{AddressSums, LogRow, Sums, add_sums, log_columns, sum_up, sum_up_addresses},
 };
 
 /// Columns of a row.
@@ -28,11 +28,11 @@ fn insert_statement(rows: usize) -> String {
     format!(concat!("INSERT INTO request_log (", log_columns!(), ") VALUES {} ON CONFLICT DO NOTHING"), rows)
 }
 
-pub(super) async fn write(pool: &SqlitePool, rows: &[LogRow<'_>]) -> Result<u64, StoreError> {
+pub(super) async fn write(pool: &SqlitePool, rows: &[LogRow<'_>], sums_addresses: bool) -> Result<u64, StoreError> {
     let all: Vec<&LogRow<'_>> = rows.iter().collect();
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
     if insert(&mut tx, rows).await? == rows.len() as u64 {
-        return settle(tx, &all).await;
+        return settle(tx, &all, sums_addresses).await;
     }
     tx.rollback().await?;
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
@@ -42,11 +42,11 @@ pub(super) async fn write(pool: &SqlitePool, rows: &[LogRow<'_>]) -> Result<u64,
             new.push(row);
         }
     }
-    settle(tx, &new).await
+    settle(tx, &new, sums_addresses).await
 }
 
 /// Adds the new rows to the sums and commits.
-async fn settle(mut tx: Transaction<'_, Sqlite>, new: &[&LogRow<'_>]) -> Result<u64, StoreError> {
+async fn settle(mut tx: Transaction<'_, Sqlite>, new: &[&LogRow<'_>], sums_addresses: bool) -> Result<u64, StoreError> {
     let (daily, monthly) = sum_up(new.iter().copied());
     add(&mut tx, &daily, add_sums!("usage_daily", "day", "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"))
         .await?;
@@ -56,6 +56,9 @@ async fn settle(mut tx: Transaction<'_, Sqlite>, new: &[&LogRow<'_>]) -> Result<
         add_sums!("usage_monthly", "month", "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
     )
     .await?;
+    if sums_addresses {
+        add_addresses(&mut tx, &sum_up_addresses(new.iter().copied())).await?;
+    }
     tx.commit().await?;
     Ok(new.len() as u64)
 }
@@ -121,6 +124,20 @@ async fn add(tx: &mut Transaction<'_, Sqlite>, sums: &Sums, statement: &'static 
             .bind(sum.completion_tokens)
             .bind(sum.total_tokens)
             .bind(sum.cached_tokens)
+            .bind(sum.cost_nano_usd)
+            .execute(&mut **tx)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn add_addresses(tx: &mut Transaction<'_, Sqlite>, sums: &AddressSums) -> Result<(), StoreError> {
+    for ((month, network), sum) in sums {
+        sqlx::query(add_sums!("usage_monthly_ip", "VALUES ($1, $2, $3, $4, $5)"))
+            .bind(month)
+            .bind(network.to_string())
+            .bind(sum.requests)
+            .bind(sum.total_tokens)
             .bind(sum.cost_nano_usd)
             .execute(&mut **tx)
             .await?;

@@ -24,12 +24,8 @@ pub struct UserSpec {
     pub name: String,
     /// Are their keys refused?
     pub disabled: bool,
-    /// Limits over all keys of this user.
+    /// Limits and quota over all keys of this user, where they differ from the default.
     pub limits: Limits,
-    /// Tokens per calendar month (UTC); `None` or 0: no quota.
-    pub monthly_tokens: Option<u64>,
-    /// Nano-dollars per calendar month (UTC); `None` or 0: no quota.
-    pub monthly_nano_usd: Option<u64>,
 }
 
 /// A row of `users`.
@@ -49,14 +45,7 @@ impl StoredUser {
     /// The user as requests see them.
     #[must_use]
     pub fn to_user(&self) -> User {
-        User {
-            id: self.id,
-            name: self.spec.name.clone(),
-            disabled: self.spec.disabled,
-            limits: self.spec.limits,
-            monthly_tokens: self.spec.monthly_tokens,
-            monthly_nano_usd: self.spec.monthly_nano_usd,
-        }
+        User { id: self.id, name: self.spec.name.clone(), disabled: self.spec.disabled, limits: self.spec.limits }
     }
 }
 
@@ -84,9 +73,9 @@ impl From<Row> for StoredUser {
                     rpm: row.rpm.map(number::count32),
                     tpm: row.tpm.map(number::count),
                     concurrency: row.concurrency.map(number::count32),
+                    monthly_tokens: row.monthly_tokens.map(number::count),
+                    monthly_nano_usd: row.monthly_nano_usd.map(number::count),
                 },
-                monthly_tokens: row.monthly_tokens.map(number::count),
-                monthly_nano_usd: row.monthly_nano_usd.map(number::count),
             },
             created_at: row.created_at,
             disabled_at: row.disabled_at,
@@ -112,8 +101,8 @@ impl Store {
             .bind(spec.limits.rpm.map(i64::from))
             .bind(spec.limits.tpm.map(number::big))
             .bind(spec.limits.concurrency.map(i64::from))
-            .bind(spec.monthly_tokens.map(number::big))
-            .bind(spec.monthly_nano_usd.map(number::big))
+            .bind(spec.limits.monthly_tokens.map(number::big))
+            .bind(spec.limits.monthly_nano_usd.map(number::big))
             .bind(now())
             .bind(spec.disabled.then(now))
             .bind(seq)
@@ -155,8 +144,8 @@ impl Store {
             .bind(spec.limits.rpm.map(i64::from))
             .bind(spec.limits.tpm.map(number::big))
             .bind(spec.limits.concurrency.map(i64::from))
-            .bind(spec.monthly_tokens.map(number::big))
-            .bind(spec.monthly_nano_usd.map(number::big))
+            .bind(spec.limits.monthly_tokens.map(number::big))
+            .bind(spec.limits.monthly_nano_usd.map(number::big))
             .bind(user.disabled_at)
             .bind(seq)
             .bind(id.0)
@@ -200,8 +189,5 @@ fn not_found(id_or_name: &str) -> StoreError {
 }
 
 fn detail(spec: &UserSpec) -> serde_json::Value {
-    json!({
-        "name": spec.name, "disabled": spec.disabled, "limits": spec.limits,
-        "monthly_tokens": spec.monthly_tokens, "monthly_nano_usd": spec.monthly_nano_usd,
-    })
+    json!({ "name": spec.name, "disabled": spec.disabled, "limits": spec.limits })
 }

@@ -118,6 +118,8 @@ async fn a_user_is_created_shown_changed_and_disabled() {
     let carol = cli.json("user update bob --name carol --rpm default --concurrency 3").await;
     assert_eq!((&carol["name"], &carol["rpm"], &carol["concurrency"]), (&json!("carol"), &Value::Null, &json!(3)));
     assert_eq!(carol["monthly_tokens"], 1000, "what is not named stays");
+    let carol = cli.json("user update carol --monthly-tokens default --monthly-usd 0").await;
+    assert_eq!((&carol["monthly_tokens"], &carol["monthly_nano_usd"]), (&Value::Null, &json!(0)));
     assert_eq!(cli.json("user disable 2").await["disabled"], true);
     assert_eq!(cli.json("user enable carol").await["disabled_at"], Value::Null);
 
@@ -180,6 +182,61 @@ async fn a_key_is_shown_once_and_stored_as_its_hash() {
     ] {
         let (error, exit) = cli.fails(line, "").await;
         assert!(error.contains(says) && exit == code, "{line}: {error} ({exit})");
+    }
+}
+
+#[tokio::test]
+async fn a_key_has_limits_of_its_own_and_of_models() {
+    let cli = Cli::new().await;
+    cli.text("user create --name alice").await;
+    let made = cli
+        .json(
+            "key create --user alice --name ci --rpm 5 --tpm 0 --monthly-tokens 9 --monthly-usd 1.5 \
+             --model-limits gpt-4o=rpm:10,tpm:1000,monthly-usd:1.50 --model-limits o3*=concurrency:2,monthly-tokens:7",
+        )
+        .await;
+    let models = json!([
+        {"model": "gpt-4o", "rpm": 10, "tpm": 1000, "concurrency": null, "monthly_tokens": null,
+         "monthly_nano_usd": 1_500_000_000},
+        {"model": "o3*", "rpm": null, "tpm": null, "concurrency": 2, "monthly_tokens": 7, "monthly_nano_usd": null},
+    ]);
+    assert_eq!(made["model_limits"], models);
+    let fields = ["rpm", "tpm", "concurrency", "monthly_tokens", "monthly_nano_usd"];
+    let values = |key: &Value| fields.map(|field| key[field].clone());
+    assert_eq!(values(&made), [json!(5), json!(0), Value::Null, json!(9), json!(1_500_000_000)]);
+    assert_eq!(cli.json("key list").await[0]["model_limits"], models);
+    let shown = cli.text("key show ci").await;
+    let words = "gpt-4o=rpm:10,tpm:1000,monthly-usd:1.50 o3*=concurrency:2,monthly-tokens:7\n";
+    assert!(shown.contains(words), "{shown}");
+    assert!(cli.text("key list").await.contains("1.50"));
+
+    let kept = cli.json("key update ci --rpm default --monthly-usd default --monthly-tokens 0").await;
+    assert_eq!(values(&kept), [Value::Null, json!(0), Value::Null, json!(0), Value::Null]);
+    assert_eq!(kept["model_limits"], models, "what is not named stays");
+    let replaced = cli.json("key update ci --model-limits *=rpm:0").await;
+    assert_eq!(replaced["model_limits"].as_array().unwrap().len(), 1);
+    assert_eq!((&replaced["model_limits"][0]["model"], &replaced["model_limits"][0]["rpm"]), (&json!("*"), &json!(0)));
+    let (hash, entry) = &cli.store.changes_since(0).await.unwrap().keys[0];
+    assert_eq!((entry.model_limits.len(), entry.limits.tpm), (1, Some(0)), "{hash:?}");
+    assert_eq!(cli.json("key update ci --model-limits none").await["model_limits"], json!([]));
+    assert!(cli.text("key show ci").await.lines().any(|line| line.split_whitespace().eq(["model_limits", "-"])));
+
+    for (line, says, code) in [
+        ("key update ci --model-limits a=rpm:1 --model-limits a=tpm:1", "\"a\" is limited twice", 1),
+        ("key update ci --model-limits a=rpm:1 --model-limits none", "stands alone", 2),
+    ] {
+        let (error, exit) = cli.fails(line, "").await;
+        assert!(error.contains(says) && exit == code, "{line}: {error} ({exit})");
+    }
+    for (line, says) in [
+        ("key update ci --tpm 1000000000000001", "it is more than 1000000000000000"),
+        ("key update ci --monthly-usd 1000000.01", "it is more than 1000000 dollars"),
+        ("user update alice --rpm 1.5", "it is not a whole number"),
+        ("key update ci --model-limits gpt-4o=rps:1", "there are rpm, tpm, concurrency"),
+    ] {
+        let words = std::iter::once("tollgate").chain(line.split_whitespace());
+        let error = Args::try_parse_from(words).expect_err(line).to_string();
+        assert!(error.contains(says), "{line}: {error}");
     }
 }
 

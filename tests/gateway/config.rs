@@ -9,8 +9,14 @@ use std::{
 };
 
 use rcgen::{CertificateParams, KeyPair};
-use tollgate::config::{Config, ConfigErrors, CredentialSource, StoreKind, check, load, parse};
-use tollgate_core::{price::Price, secret::Secret};
+use tollgate::config::{
+    Config, ConfigErrors, CredentialSource, GateConfig, OnRedisDown, StoreKind, check, load, parse,
+};
+use tollgate_core::{
+    limit::{Limits, MAX_LIMIT, policy::Policy},
+    price::Price,
+    secret::Secret,
+};
 
 /// 32 zero bytes.
 const FERNET_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
@@ -54,6 +60,9 @@ fn the_embedded_defaults_can_be_run() {
     assert!(config.server.threads >= 1);
     assert_eq!((config.store.kind, config.store.url.expose()), (StoreKind::Sqlite, "sqlite://data/tollgate.db"));
     assert_eq!(config.retry.attempts, 3);
+    assert_eq!((config.limiter.redis, config.limiter.on_redis_down), (None, OnRedisDown::Local));
+    assert_eq!((config.limits.policy, config.limits.assumed_output_tokens), (Policy::default(), 512));
+    assert_eq!(config.limits.gate, GateConfig { requests_per_second: 0, failed_keys_per_minute: 300 });
     assert!(config.tls.is_none() && config.upstreams.is_empty() && config.warnings.is_empty());
 }
 
@@ -132,7 +141,12 @@ t.toml:19: models."gpt-4o".input_usd_per_mtok: must be a number without quotes, 
 #[test]
 fn unknown_settings_are_errors() {
     assert_eq!(problems("[server]\nport = 1\n").lines().count(), 1);
-    assert!(problems("[limiter]\nredis = ''\n").contains("t.toml:1: limiter: unknown setting"));
+    assert!(problems("[audit]\ncontent = ''\n").contains("t.toml:1: audit: unknown setting"));
+    assert!(problems("[limits]\nrpm = 1\n").contains("t.toml:2: limits.rpm: unknown setting here; `rpm` belongs in ["));
+    assert!(
+        problems("[limits.models.m]\ntmp = 1\n")
+            .contains("limits.models.\"m\".tmp: unknown setting; did you mean `tpm`?")
+    );
     assert!(problems("listen = ['127.0.0.1:1']\n").contains("`listen` belongs in [server]"));
     assert!(problems(&upstream("wieght = 3")).contains("upstream[0].wieght: unknown setting; did you mean `weight`?"));
     assert!(problems("[tls.acme]\ndomains = []\n").contains("tls.acme: unknown setting"));
@@ -182,6 +196,101 @@ fn limits_of_values_are_checked() {
 }
 
 #[test]
+fn limits_become_values() {
+    let config = read(
+        "[limits]\nassumed_output_tokens = 1_000\n\
+         [limits.default_key]\nrpm = 60\ntpm = 1_000_000_000_000_000\nconcurrency = 0\nmonthly_usd = 12.5\n\
+         [limits.default_user]\nmonthly_tokens = 0x10\nmonthly_usd = 1_000_000\n\
+         [limits.ip]\nrpm = 4_294_967_295\ntpm = 7\nconcurrency = 2\nmonthly_tokens = 9\nmonthly_usd = 1\n\
+         [limits.models.'gpt-4o']\nrpm = 1\n[limits.models.'gpt-4*']\nmonthly_usd = 0.000_000_001\n\
+         [limits.gate]\nrequests_per_second = 50\nfailed_keys_per_minute = 0\n",
+    )
+    .unwrap();
+    let Policy { key, user, ip, models } = config.limits.policy;
+    let none = Limits::default();
+    assert_eq!(
+        key,
+        Limits { rpm: Some(60), tpm: Some(MAX_LIMIT), monthly_nano_usd: Some(12_500_000_000), ..none },
+        "0 is none"
+    );
+    assert_eq!(user, Limits { monthly_tokens: Some(16), monthly_nano_usd: Some(MAX_LIMIT), ..none });
+    let rates = Limits { rpm: Some(u32::MAX), tpm: Some(7), concurrency: Some(2), ..none };
+    assert_eq!(ip, Limits { monthly_tokens: Some(9), monthly_nano_usd: Some(1_000_000_000), ..rates });
+    let mut models: Vec<_> = models.into_iter().map(|entry| (entry.model, entry.limits)).collect();
+    models.sort_by(|a, b| a.0.cmp(&b.0));
+    let (pattern, name) = (Limits { monthly_nano_usd: Some(1), ..none }, Limits { rpm: Some(1), ..none });
+    assert_eq!(models, [("gpt-4*".to_owned(), pattern), ("gpt-4o".to_owned(), name)]);
+    assert_eq!(config.limits.assumed_output_tokens, 1_000);
+    assert_eq!(config.limits.gate, GateConfig { requests_per_second: 50, failed_keys_per_minute: 0 });
+}
+
+#[test]
+fn limits_are_checked() {
+    let cases = [
+        ("[limits.default_key]\nrpm = -1", "t.toml:2: limits.default_key.rpm: -1 is not between 0 and 4294967295"),
+        ("[limits.default_key]\nrpm = 1.5", "t.toml:2: limits.default_key.rpm: must be a whole number without quotes"),
+        ("[limits.default_key]\nrpm = '60'", "must be a whole number without quotes, not a text"),
+        ("[limits.default_key]\nrpm = 4294967296", "4294967296 is not between 0 and 4294967295"),
+        ("[limits.default_key]\nconcurrency = 4294967296", "4294967296 is not between 0 and 4294967295"),
+        ("[limits.default_key]\ntpm = 1000000000000001", "is not between 0 and 1000000000000000"),
+        ("[limits.default_user]\nmonthly_tokens = 99999999999999999999", "is not between 0 and 1000000000000000"),
+        ("[limits.default_user]\nmonthly_usd = -1", "default_user.monthly_usd: -1 is not an amount of dollars: write"),
+        ("[limits.default_user]\nmonthly_usd = 1e3", "1e3 is not an amount of dollars"),
+        ("[limits.default_user]\nmonthly_usd = nan", "nan is not an amount of dollars"),
+        ("[limits.default_user]\nmonthly_usd = 0.0000000001", "write up to nine decimals"),
+        ("[limits.default_user]\nmonthly_usd = 1000000.5", "is more than 1000000 dollars, the most that can be set"),
+        ("[limits.default_user]\nmonthly_usd = '20'", "must be a number without quotes, such as 2.5, not a text"),
+        ("[limits.ip]\nrpm = -1", "t.toml:2: limits.ip.rpm: -1 is not between"),
+        ("[limits.models.'']\nrpm = 1", "limits.models.\"\": \"\" is not a model: write a name, or a pattern with *"),
+        ("[limits.models.'gpt 4']\nrpm = 1", "t.toml:1: limits.models.\"gpt 4\": \"gpt 4\" is not a model"),
+        ("[limits.models.'a=b']\nrpm = 1", "\"a=b\" is not a model"),
+        ("[limits.models]\n'gpt-4o' = 1", "limits.models.\"gpt-4o\": must be a section, not a whole number"),
+        ("[limits.models.m]\nrpm = -1", "t.toml:2: limits.models.\"m\".rpm: -1 is not between"),
+        (
+            "[models.m]\naliases = ['smart']\n[limits.models.smart]\nrpm = 1",
+            "t.toml:3: limits.models.\"smart\": \"smart\" is an alias: limit the model by its proper name, \"m\"",
+        ),
+        ("[limits]\nassumed_output_tokens = 0", "limits.assumed_output_tokens: 0 is not between 1 and 1000000"),
+        ("[limits]\nassumed_output_tokens = 1000001", "1000001 is not between 1 and 1000000"),
+        ("[limits.gate]\nrequests_per_second = 1000001", "limits.gate.requests_per_second: 1000001 is not between 0"),
+        ("[limits.gate]\nfailed_keys_per_minute = -1", "limits.gate.failed_keys_per_minute: -1 is not between 0"),
+        ("[limits]\nip = 600", "t.toml:2: limits.ip: must be a section, [ip], not a whole number"),
+    ];
+    for (text, expected) in cases {
+        let found = problems(text);
+        assert!(found.contains(expected) && found.lines().count() == 1, "{text}: {found}");
+    }
+}
+
+#[test]
+fn redis_is_named_by_its_url() {
+    let limiter = |text: &str| read(&format!("[limiter]\n{text}\n")).unwrap().limiter;
+    let both =
+        limiter("redis = 'rediss://:${OPENAI_API_KEY}@a, rediss://:${OPENAI_API_KEY}@b'\non_redis_down = 'deny'");
+    let expected = "rediss://:sk-from-the-environment@a,rediss://:sk-from-the-environment@b";
+    assert_eq!((both.redis.unwrap().expose(), both.on_redis_down), (expected, OnRedisDown::Deny));
+    assert!(limiter("redis = 'unix:///run/redis.sock'").redis.is_some());
+    for (text, expected) in [
+        ("redis = 'localhost:6379'", "t.toml:2: limiter.redis: is not the URL of a Redis: write \"redis://host:6379\""),
+        ("redis = 'http://:hunter2@h'", "limiter.redis: is not the URL of a Redis"),
+        ("redis = 'redis://:hunter2/x@h'", "limiter.redis: names no host"),
+        ("redis = 'redis://:hunter2@h:x'", "limiter.redis: has no port"),
+        ("redis = 'redis://:hunter2@a,redis://b'", "limiter.redis: must have the same scheme, user and password"),
+        ("redis = 'redis://${OPENAI_API_KEY}@'", "limiter.redis: names no host"),
+        ("redis = '${NO_SUCH_URL}'", "limiter.redis: the environment variable NO_SUCH_URL is not set"),
+        ("redis = 6379", "limiter.redis: must be a text"),
+        ("on_redis_down = 'allow'", "t.toml:2: limiter.on_redis_down: \"allow\" is not a choice: use \"local\" or"),
+    ] {
+        let found = problems(&format!("[limiter]\n{text}\n"));
+        assert!(found.contains(expected) && found.lines().count() == 1, "{text}: {found}");
+        assert!(!found.contains("hunter2") && !found.contains("sk-from"), "{text}: {found}");
+    }
+    let unused = warnings("[limiter]\non_redis_down = 'deny'\n");
+    assert!(unused.contains("t.toml:2: limiter.on_redis_down: is not used"), "{unused}");
+    assert_eq!(warnings("[limiter]\nredis = 'redis://h'\non_redis_down = 'deny'\n"), "");
+}
+
+#[test]
 fn upstreams_are_checked() {
     let found = problems("[[upstream]]\n");
     for name in ["name", "base_url", "credential"] {
@@ -225,7 +334,7 @@ fn what_may_not_be_meant_is_a_warning() {
 #[test]
 fn secrets_do_not_show() {
     let fernet = fernet::Fernet::new(FERNET_KEY).unwrap();
-    let text = upstream("") + "[store]\nurl = 'postgres://u:hunter2@h/d'\n";
+    let text = upstream("") + "[store]\nurl = 'postgres://u:hunter2@h/d'\n[limiter]\nredis = 'redis://:hunter2@h'\n";
     let config = read(
         &(text
             + &upstream("")
@@ -399,7 +508,7 @@ fn check_prints_a_summary_or_every_problem() {
     let expected = format!(
         "warning: {name}:3: upstream[0].base_url: sends the credential to a.example in clear text: use https://\n\
          {name}: ok\n  listen     http://127.0.0.1:8080\n  admin      http://127.0.0.1:9180\n  store      SQLite\n  \
-         upstream   a: openai at http://a.example/v1, weight 2; m=n\n  models     none described\n"
+         limiter    memory of this process\n  upstream   a: openai at http://a.example/v1, weight 2; m=n\n  models     none described\n"
     );
     assert_eq!(text, expected);
     fs::write(&file, "[retry]\nattempts = 0\n").unwrap();

@@ -1,15 +1,18 @@
 //! The store's conformance suite: every test runs against SQLite and against PostgreSQL.
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
 use chrono::{DateTime, NaiveDate, Utc};
-use tollgate::store::{AuditFilter, GroupBy, KeySpec, Store, StoreError, UpstreamSpec, UsageQuery, UserSpec};
+use serde_json::json;
+use tollgate::store::{
+    AdminLogRow, AuditFilter, GroupBy, KeySpec, Store, StoreError, UpstreamSpec, UsageQuery, UserSpec,
+};
 use tollgate_core::{
     id::{KeyId, UserId},
     key::{ApiKey, IpNet},
-    limit::Limits,
+    limit::{Amount, Limits, MAX_LIMIT, ModelLimits, Month},
     upstream::{BaseUrl, ModelEntry, UpstreamKind},
-    usage::{Attempt, Usage, UsageRecord},
+    usage::{Attempt, BookedAddress, Usage, UsageRecord},
 };
 use uuid::Uuid;
 
@@ -49,10 +52,12 @@ macro_rules! on_both_databases {
 
 on_both_databases! {
     migrating_twice_and_at_once_is_harmless,
+    keys_of_an_earlier_version_are_kept,
     an_empty_database_says_how_to_make_its_tables,
     users_keep_what_was_said_about_them,
     names_are_unique_and_checked,
     keys_keep_what_was_said_about_them,
+    limits_of_models_are_checked,
     a_key_is_found_by_id_name_and_owner,
     upstreams_keep_what_was_said_and_only_ciphertext,
     a_gateway_sees_what_changed_and_nothing_else,
@@ -61,6 +66,7 @@ on_both_databases! {
     writers_at_once_leave_no_gap,
     every_change_leaves_a_row_in_the_admin_log,
     usage_is_counted_once,
+    addresses_are_counted_once_and_only_if_asked_for,
     batches_at_once_are_counted_once,
     no_record_can_block_a_batch,
     sums_stop_at_the_largest_number,
@@ -79,6 +85,35 @@ async fn migrating_twice_and_at_once_is_harmless(database: Database) {
     assert_eq!(opened[0].users().await.unwrap(), vec![]);
 }
 
+/// Makes only the first tables, with one key in them.
+macro_rules! make_first_tables {
+    ($pool:ty, $migrations:literal, $url:expr) => {{
+        let pool = <$pool>::connect($url).await.unwrap();
+        let mut migrations = sqlx::migrate!($migrations);
+        migrations.migrations.to_mut().retain(|migration| migration.version == 1);
+        migrations.run(&pool).await.unwrap();
+        let user = "INSERT INTO users (name, created_at, changed_seq) VALUES ('alice', $1, 0)";
+        sqlx::query(user).bind(Utc::now()).execute(&pool).await.unwrap();
+        let key =
+            "INSERT INTO api_keys (user_id, name, key_hash, prefix, models, allow_ip, rpm, created_at, changed_seq)
+                   VALUES (1, 'ci', $1, 'tg-', '[]', '[]', 7, $2, 0)";
+        sqlx::query(key).bind(&[7_u8; 32][..]).bind(Utc::now()).execute(&pool).await.unwrap();
+        pool.close().await;
+    }};
+}
+
+async fn keys_of_an_earlier_version_are_kept(database: Database) {
+    if let Some(file) = database.url.strip_prefix("sqlite://") {
+        std::fs::create_dir_all(Path::new(file).parent().unwrap()).unwrap();
+        make_first_tables!(sqlx::SqlitePool, "migrations/sqlite", &format!("{}?mode=rwc", database.url));
+    } else {
+        make_first_tables!(sqlx::PgPool, "migrations/postgres", &database.url);
+    }
+    let key = database.store().await.find_key("alice/ci").await.unwrap();
+    let limits = Limits { rpm: Some(7), ..Limits::default() };
+    assert_eq!(key.spec, KeySpec { name: "ci".into(), limits, ..KeySpec::default() });
+}
+
 async fn an_empty_database_says_how_to_make_its_tables(database: Database) {
     let store = Store::open(&database.url).await.unwrap();
     let error = store.users().await.unwrap_err();
@@ -90,9 +125,13 @@ fn alice() -> UserSpec {
     UserSpec {
         name: "alice".into(),
         disabled: false,
-        limits: Limits { rpm: Some(60), tpm: Some(u64::MAX), concurrency: None },
-        monthly_tokens: Some(1_000_000),
-        monthly_nano_usd: Some(12_500_000_000),
+        limits: Limits {
+            rpm: Some(60),
+            tpm: Some(u64::MAX),
+            concurrency: None,
+            monthly_tokens: Some(1_000_000),
+            monthly_nano_usd: Some(12_500_000_000),
+        },
     }
 }
 
@@ -111,10 +150,13 @@ async fn users_keep_what_was_said_about_them(database: Database) {
         .update_user(user.id, "test", |spec| {
             spec.disabled = true;
             spec.limits.tpm = None;
+            spec.limits.monthly_nano_usd = Some(0);
         })
         .await
         .unwrap();
-    assert_eq!(changed.spec, UserSpec { disabled: true, limits: Limits { tpm: None, ..stored.limits }, ..stored });
+    let limits = Limits { tpm: None, monthly_nano_usd: Some(0), ..stored.limits };
+    assert_eq!(changed.spec, UserSpec { disabled: true, limits, ..stored });
+    assert_eq!(changed.to_user().limits, limits);
     let again = store.update_user(user.id, "test", |spec| spec.disabled = true).await.unwrap();
     assert_eq!(again.disabled_at, changed.disabled_at, "disabling again keeps the time");
     assert_eq!(store.find_user("alice").await.unwrap(), again);
@@ -156,6 +198,12 @@ fn api_key(n: u8) -> ApiKey {
     ApiKey::from_random(&[n; 32])
 }
 
+fn model_limits() -> Vec<ModelLimits> {
+    ["o3*=rpm:1,tpm:0,concurrency:2,monthly-tokens:3,monthly-usd:1000000", "gpt-4o=tpm:9"]
+        .map(|text| text.parse().unwrap())
+        .to_vec()
+}
+
 async fn keys_keep_what_was_said_about_them(database: Database) {
     let store = database.store().await;
     let user = store.create_user(&alice(), "test").await.unwrap();
@@ -163,8 +211,14 @@ async fn keys_keep_what_was_said_about_them(database: Database) {
         name: "ci".into(),
         models: vec!["gpt-4o".into(), "o3*".into()],
         allow_ip: vec![IpNet::parse("10.0.0.0/8").unwrap(), IpNet::parse("::1").unwrap()],
-        limits: Limits { rpm: Some(1), tpm: None, concurrency: Some(u32::MAX) },
-        monthly_tokens: Some(7),
+        limits: Limits {
+            rpm: Some(1),
+            tpm: None,
+            concurrency: Some(u32::MAX),
+            monthly_tokens: Some(7),
+            monthly_nano_usd: Some(MAX_LIMIT),
+        },
+        model_limits: model_limits(),
         expires_at: Some("2030-01-02T03:04:05.678901Z".parse().unwrap()),
     };
     let key = store.create_key(user.id, &spec, &api_key(1), "test").await.unwrap();
@@ -172,8 +226,18 @@ async fn keys_keep_what_was_said_about_them(database: Database) {
     assert_eq!(key.hash, api_key(1).hash());
     assert_eq!(store.find_key("ci").await.unwrap(), key);
 
-    let changed = store.update_key(key.id, "test", |spec| spec.models = vec![]).await.unwrap();
-    assert_eq!(changed.spec, KeySpec { models: vec![], ..spec });
+    assert_eq!(key.to_entry(Arc::new(user.to_user())).model_limits, model_limits());
+
+    let edit = |spec: &mut KeySpec| {
+        spec.models = vec![];
+        spec.model_limits.truncate(1);
+        spec.limits.monthly_nano_usd = None;
+    };
+    let changed = store.update_key(key.id, "test", edit).await.unwrap();
+    let limits = Limits { monthly_nano_usd: None, ..spec.limits };
+    let model_limits = model_limits()[..1].to_vec();
+    assert_eq!(changed.spec, KeySpec { models: vec![], limits, model_limits, ..spec });
+    assert_eq!(store.find_key("ci").await.unwrap(), changed);
     let rotated = store.rotate_key(key.id, &api_key(9), "test").await.unwrap();
     assert_eq!((rotated.id, rotated.hash), (key.id, api_key(9).hash()));
     assert_eq!(rotated.prefix, api_key(9).prefix());
@@ -185,6 +249,26 @@ async fn keys_keep_what_was_said_about_them(database: Database) {
     assert_eq!(store.find_key("ci").await.unwrap(), revoked, "revoking again keeps the time");
     let error = store.rotate_key(key.id, &api_key(3), "test").await.unwrap_err();
     assert!(error.to_string().contains("revoked"), "{error}");
+}
+
+async fn limits_of_models_are_checked(database: Database) {
+    let store = database.store().await;
+    let user = store.create_user(&alice(), "test").await.unwrap();
+    let entry = |model: &str| ModelLimits { model: model.into(), limits: Limits::default() };
+    let with = |model_limits| KeySpec { name: "ci".into(), model_limits, ..KeySpec::default() };
+    let key = store.create_key(user.id, &with(model_limits()), &api_key(1), "test").await.unwrap();
+    for (bad, says) in [
+        (vec![entry("gpt-4o"), entry("o3"), entry("gpt-4o")], "\"gpt-4o\" is limited twice"),
+        (vec![entry("")], "\"\" is not a model"),
+        (vec![entry("a=b")], "\"a=b\" is not a model"),
+    ] {
+        let created = store.create_key(user.id, &with(bad.clone()), &api_key(2), "test").await.unwrap_err();
+        let updated = store.update_key(key.id, "test", |spec| spec.model_limits = bad).await.unwrap_err();
+        for error in [created, updated] {
+            assert!(matches!(error, StoreError::Invalid(_)) && error.to_string().contains(says), "{error:?}");
+        }
+    }
+    assert_eq!(store.keys(None).await.unwrap(), [key], "a refused change leaves nothing");
 }
 
 async fn a_key_is_found_by_id_name_and_owner(database: Database) {
@@ -323,7 +407,7 @@ async fn writers_at_once_leave_no_gap(database: Database) {
 async fn every_change_leaves_a_row_in_the_admin_log(database: Database) {
     let store = database.store().await;
     let user = store.create_user(&alice(), "cli:root").await.unwrap();
-    let spec = KeySpec { name: "ci".into(), ..KeySpec::default() };
+    let spec = KeySpec { name: "ci".into(), model_limits: model_limits(), ..KeySpec::default() };
     let key = store.create_key(user.id, &spec, &api_key(1), "cli:root").await.unwrap();
     store.rotate_key(key.id, &api_key(2), "cli:root").await.unwrap();
     store.revoke_key(key.id, "cli:root").await.unwrap();
@@ -333,6 +417,9 @@ async fn every_change_leaves_a_row_in_the_admin_log(database: Database) {
     let actions: Vec<_> = log.iter().map(|row| row.action.as_str()).collect();
     assert_eq!(actions, ["upstream.add", "key.revoke", "key.rotate", "key.create", "user.create"]);
     assert!(log.iter().all(|row| row.actor == "cli:root"));
+    let detail = |row: &AdminLogRow| -> serde_json::Value { serde_json::from_str(&row.detail).unwrap() };
+    assert_eq!(detail(&log[3])["model_limits"][1], json!({"model": "gpt-4o", "limits": {"tpm": 9}}));
+    assert_eq!(detail(&log[4])["limits"]["monthly_nano_usd"], 12_500_000_000_u64);
     for row in &log {
         for secret in [api_key(1).expose(), api_key(2).expose(), "gAAAA"] {
             assert!(!row.detail.contains(secret), "{}", row.detail);
@@ -414,6 +501,40 @@ async fn usage_is_counted_once(database: Database) {
     assert_eq!((row.route.as_str(), row.model.as_str()), ("chat_completions", "gpt-4o"));
     assert_eq!(row.client_request_id.as_deref(), Some("mine"));
     assert_eq!(row.provider_request_id.as_deref(), Some("req_1"));
+}
+
+async fn addresses_are_counted_once_and_only_if_asked_for(database: Database) {
+    let from = |n, ip: &str| UsageRecord { ip: ip.parse().ok(), ..record(n, "2026-11-23T10:00:00Z") };
+    let booked = |network: &str, requests: u64| BookedAddress {
+        network: network.parse().unwrap(),
+        amount: Amount { tokens: 15 * requests, nano_usd: 1_000 * requests },
+    };
+    let month = Month::of(at("2026-11-23T10:00:00Z"));
+    let store = database.store().await;
+    store.write_usage(&[from(1, "10.0.0.1")]).await.unwrap();
+    assert_eq!(store.booked_addresses(month).await.unwrap(), [], "addresses are personal data");
+
+    let store = store.summing_addresses(true);
+    let batch = [
+        from(2, "10.0.0.1"),
+        from(3, "::ffff:10.0.0.1"),
+        from(4, "2001:db8:1:2::1"),
+        from(5, "2001:db8:1:2:ffff::9"),
+        from(6, "2001:db8:1:2::7"),
+        from(7, "10.0.0.2"),
+        from(8, "from nowhere"),
+        UsageRecord { ip: "10.0.0.1".parse().ok(), ..record(9, "2026-12-01T00:00:00Z") },
+    ];
+    store.write_usage(&batch[..5]).await.unwrap();
+    assert_eq!(store.write_usage(&batch).await.unwrap(), 3, "the rest of them");
+    assert_eq!(store.write_usage(&batch).await.unwrap(), 0);
+    store.write_usage(&[from(1, "10.0.0.1")]).await.unwrap();
+    let expected = [booked("2001:db8:1:2::", 3), booked("10.0.0.1", 2), booked("10.0.0.2", 1)];
+    assert_eq!(store.booked_addresses(month).await.unwrap(), expected, "those that used most come first");
+    assert_eq!(store.booked_addresses(month.next()).await.unwrap(), [booked("10.0.0.1", 1)]);
+    let some = [expected[0].network, "10.0.0.9".parse().unwrap()];
+    assert_eq!(store.booked_of_addresses(month, &some).await.unwrap(), expected[..1]);
+    assert_eq!(store.booked_of_addresses(month, &[]).await.unwrap(), []);
 }
 
 async fn batches_at_once_are_counted_once(database: Database) {
@@ -568,7 +689,7 @@ async fn the_files_of_sqlite_are_private() {
     let made = directory.path().join("made");
     let store = Store::open(&format!("sqlite://{}/tollgate.db", made.display())).await.unwrap();
     store.migrate().await.unwrap();
-    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
     assert_eq!(mode(&made), 0o700);
     let files: Vec<_> = std::fs::read_dir(&made).unwrap().map(|file| file.unwrap().path()).collect();
     assert!(files.len() > 1, "the write-ahead log is there: {files:?}");

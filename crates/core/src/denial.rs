@@ -4,7 +4,14 @@
 //! it, and `code` is also the label in `denials_total`. Clients choose their exception class by the status alone, so a
 //! status is never changed lightly; they retry by `retry-after`, so it must be true.
 
-use crate::openai::error::envelope;
+use crate::{
+    limit::{
+        Class,
+        standing::show_duration,
+        state::{Kind, Refusal, Wait},
+    },
+    openai::error::envelope,
+};
 
 /// Why a request gets the gateway's own error instead of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,6 +59,38 @@ pub enum Denial {
         /// The method that is allowed.
         allow: &'static str,
     },
+    /// A limit per minute, or of requests at once, is reached.
+    RateLimited {
+        /// Whose limit.
+        class: Class,
+        /// Which one.
+        kind: Kind,
+        /// How much it is.
+        limit: u64,
+        /// Who waits that long is admitted, if nothing else is meanwhile.
+        retry_after_ms: u64,
+    },
+    /// The request alone is more than a limit per minute.
+    TooLargeForLimit {
+        /// Whose limit.
+        class: Class,
+        /// How much it is.
+        limit: u64,
+    },
+    /// The quota of the month is used up, or what is left is less than the request may consume.
+    QuotaExceeded {
+        /// Whose quota.
+        class: Class,
+        /// Which one.
+        kind: Kind,
+    },
+    /// Too many requests, or too many wrong keys, from one address.
+    TooManyFromAddress {
+        /// Who waits that long is let in.
+        retry_after_ms: u64,
+    },
+    /// Limits cannot be checked now, and the configuration says not to go on without.
+    LimiterUnavailable,
     /// No upstream can serve this now.
     UpstreamUnavailable {
         /// When it may be worth trying again.
@@ -77,9 +116,13 @@ impl Denial {
             Self::MethodNotAllowed { .. } => 405,
             Self::RequestTimeout => 408,
             Self::RequestTooLarge { .. } => 413,
+            Self::RateLimited { .. }
+            | Self::TooLargeForLimit { .. }
+            | Self::QuotaExceeded { .. }
+            | Self::TooManyFromAddress { .. } => 429,
             Self::Internal => 500,
             Self::UpstreamError => 502,
-            Self::UpstreamUnavailable { .. } => 503,
+            Self::UpstreamUnavailable { .. } | Self::LimiterUnavailable => 503,
             Self::UpstreamTimeout => 504,
         }
     }
@@ -87,7 +130,14 @@ impl Denial {
     /// `error.type`.
     #[must_use]
     pub fn kind(&self) -> &'static str {
-        if self.status() < 500 { "invalid_request_error" } else { "server_error" }
+        match self {
+            Self::RateLimited { .. } | Self::TooLargeForLimit { .. } | Self::TooManyFromAddress { .. } => {
+                "rate_limit_error"
+            }
+            Self::QuotaExceeded { .. } => "insufficient_quota",
+            _ if self.status() < 500 => "invalid_request_error",
+            _ => "server_error",
+        }
     }
 
     /// `error.code`, and the label in the metrics.
@@ -104,6 +154,11 @@ impl Denial {
             Self::RequestTimeout => "request_timeout",
             Self::UnknownUrl { .. } => "unknown_url",
             Self::MethodNotAllowed { .. } => "method_not_allowed",
+            Self::RateLimited { .. } | Self::TooLargeForLimit { .. } | Self::TooManyFromAddress { .. } => {
+                "rate_limit_exceeded"
+            }
+            Self::QuotaExceeded { .. } => "insufficient_quota",
+            Self::LimiterUnavailable => "limiter_unavailable",
             Self::UpstreamUnavailable { .. } => "upstream_unavailable",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamError => "upstream_error",
@@ -150,6 +205,30 @@ impl Denial {
             Self::MethodNotAllowed { method, allow } => {
                 format!("Not allowed to {method} on this URL. Use {allow}.")
             }
+            Self::RateLimited { class, kind, limit, retry_after_ms } => {
+                let wait = show_duration(*retry_after_ms);
+                format!(
+                    "Rate limit reached for your {} on {}: Limit {limit}. Please try again in {wait}.",
+                    class.word(),
+                    kind.words()
+                )
+            }
+            Self::TooLargeForLimit { class, limit } => format!(
+                "Request too large for your {} on {}: Limit {limit}. Its prompt and the output that it asks for exceed the \
+                 limit by themselves; lower max_tokens or shorten the prompt.",
+                class.word(),
+                Kind::Tpm.words()
+            ),
+            Self::QuotaExceeded { class, kind } => format!(
+                "You exceeded the quota of your {} on {}, or this request may exceed it. Quotas begin anew each month (UTC); \
+                 ask the operator of this gateway for more.",
+                class.word(),
+                kind.words()
+            ),
+            Self::TooManyFromAddress { retry_after_ms } => {
+                format!("Too many requests from your address. Please try again in {}.", show_duration(*retry_after_ms))
+            }
+            Self::LimiterUnavailable => "Rate limits cannot be checked right now. Please try again later.".to_owned(),
             Self::UpstreamUnavailable { .. } => {
                 "No upstream can serve this request right now. Please try again later.".to_owned()
             }
@@ -159,12 +238,33 @@ impl Denial {
         }
     }
 
-    /// Seconds for `retry-after`.
+    /// How long to wait before trying again, in milliseconds, for `retry-after` and `retry-after-ms`.
     #[must_use]
-    pub fn retry_after_s(&self) -> Option<u32> {
+    pub fn retry_after_ms(&self) -> Option<u64> {
         match self {
-            Self::UpstreamUnavailable { retry_after_s } => Some(*retry_after_s),
+            Self::RateLimited { retry_after_ms, .. } | Self::TooManyFromAddress { retry_after_ms } => {
+                Some(*retry_after_ms)
+            }
+            Self::UpstreamUnavailable { retry_after_s } => Some(u64::from(*retry_after_s) * 1000),
+            Self::LimiterUnavailable => Some(1000),
             _ => None,
+        }
+    }
+
+    /// Is it certain that the same request would be refused again? Clients retry every 429 that does not say so.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::QuotaExceeded { .. } | Self::TooLargeForLimit { .. })
+    }
+
+    /// The denial of a request that a limit refused.
+    #[must_use]
+    pub fn of_refusal(refusal: &Refusal, class: Class) -> Self {
+        let Refusal { kind, limit, wait, .. } = *refusal;
+        match wait {
+            Wait::Ms(retry_after_ms) => Self::RateLimited { class, kind, limit, retry_after_ms },
+            Wait::NextMonth => Self::QuotaExceeded { class, kind },
+            Wait::Never => Self::TooLargeForLimit { class, limit },
         }
     }
 
@@ -192,6 +292,7 @@ mod tests {
             (Denial::RequestTooLarge { limit_bytes: 1 }, 413, "request_too_large"),
             (Denial::UpstreamUnavailable { retry_after_s: 1 }, 503, "upstream_unavailable"),
             (Denial::UpstreamTimeout, 504, "upstream_timeout"),
+            (Denial::LimiterUnavailable, 503, "limiter_unavailable"),
             (Denial::UpstreamError, 502, "upstream_error"),
         ];
         for (denial, status, code) in cases {
@@ -201,5 +302,25 @@ mod tests {
             assert_eq!(body["error"]["code"], code);
             assert_eq!(body["error"]["message"], denial.message());
         }
+    }
+
+    #[test]
+    fn limits_say_whose_they_are_and_when_to_come_back() {
+        let of = |kind, wait| Denial::of_refusal(&Refusal { demand: 0, kind, limit: 3, wait }, Class::Key);
+        let limited = of(Kind::Rpm, Wait::Ms(20_500));
+        assert_eq!(
+            (limited.status(), limited.kind(), limited.code()),
+            (429, "rate_limit_error", "rate_limit_exceeded")
+        );
+        assert_eq!((limited.retry_after_ms(), limited.is_final()), (Some(20_500), false));
+        assert_eq!(
+            limited.message(),
+            "Rate limit reached for your key on requests per minute (RPM): Limit 3. Please try again in 20.5s."
+        );
+        let quota = of(Kind::MonthlyUsd, Wait::NextMonth);
+        assert_eq!((quota.status(), quota.kind(), quota.code()), (429, "insufficient_quota", "insufficient_quota"));
+        assert_eq!((quota.retry_after_ms(), quota.is_final()), (None, true));
+        let large = of(Kind::Tpm, Wait::Never);
+        assert_eq!((large.code(), large.retry_after_ms(), large.is_final()), ("rate_limit_exceeded", None, true));
     }
 }

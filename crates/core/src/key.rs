@@ -10,7 +10,13 @@ use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use crate::{glob, id::KeyId, limit::Limits, secret::Secret, user::User};
+use crate::{
+    glob,
+    id::KeyId,
+    limit::{Limits, ModelLimits},
+    secret::Secret,
+    user::User,
+};
 
 /// What every key begins with.
 pub const KEY_MARK: &str = "tg-";
@@ -120,6 +126,8 @@ pub struct KeyEntry {
     pub allow_ip: Vec<IpNet>,
     /// Limits of this key where they differ from the default.
     pub limits: Limits,
+    /// Limits of single models within this key.
+    pub model_limits: Vec<ModelLimits>,
     /// When it ceases to work.
     pub expires_at: Option<DateTime<Utc>>,
     /// Since when it no longer works.

@@ -25,6 +25,12 @@ impl Dialect {
     pub fn asks_for_usage(self) -> bool {
         matches!(self, Self::Chat | Self::Completions)
     }
+
+    /// Does the model write anything?
+    #[must_use]
+    pub fn has_output(self) -> bool {
+        self != Self::Embeddings
+    }
 }
 
 /// What the gateway does with a request.

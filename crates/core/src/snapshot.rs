@@ -234,12 +234,11 @@ mod tests {
                 name: "u".into(),
                 disabled: false,
                 limits: crate::limit::Limits::default(),
-                monthly_tokens: None,
-                monthly_nano_usd: None,
             }),
             models: models.iter().map(|&m| m.to_owned()).collect(),
             allow_ip: vec![],
             limits: crate::limit::Limits::default(),
+            model_limits: vec![],
             expires_at: None,
             revoked_at: None,
         }

@@ -6,7 +6,10 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-use crate::id::{KeyId, UserId};
+use crate::{
+    id::{KeyId, UserId},
+    limit::Amount,
+};
 
 /// Token counts of one answer, as the provider reports them. A missing number is 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +46,35 @@ pub struct Attempt {
     /// Why it failed, in one word; `None`: it did not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+/// What one key used of one model in a month, as far as it is booked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Booked {
+    /// Whose key.
+    pub user: UserId,
+    /// Which key.
+    pub key: KeyId,
+    /// Which model.
+    pub model: String,
+    /// How much.
+    pub amount: Amount,
+}
+
+impl From<UsageRecord> for Booked {
+    fn from(record: UsageRecord) -> Self {
+        let amount = Amount { tokens: record.usage.total_tokens(), nano_usd: record.cost_nano_usd };
+        Self { user: record.user_id, key: record.key_id, model: record.model, amount }
+    }
+}
+
+/// What one address used in a month, as far as it is booked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BookedAddress {
+    /// The address, or the first one of its network: see [`network_of`](crate::limit::network_of).
+    pub network: IpAddr,
+    /// How much.
+    pub amount: Amount,
 }
 
 /// A row of `request_log`: the audit log and the usage record of one request.

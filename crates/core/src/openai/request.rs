@@ -35,8 +35,10 @@ pub struct RequestHead {
     /// Did the client ask for usage in the stream (`stream_options.include_usage`)?
     pub include_usage: bool,
     /// Upper limit for the output: `max_tokens`, `max_completion_tokens` or `max_output_tokens`, the largest if several
-    /// are given. `None` also for what is not a whole number: to refuse it is up to the provider.
+    /// are given. `None` also for what is not a number: to refuse it is up to the provider.
     pub max_output_tokens: Option<u64>,
+    /// How many answers are to be written: `n` or `best_of`, the larger, at least 1.
+    pub choices: u64,
     /// The client's `user`, at most [`MAX_HINT_BYTES`] of it.
     pub user: Option<String>,
     /// The client's `prompt_cache_key`, at most [`MAX_HINT_BYTES`] of it.
@@ -161,6 +163,7 @@ struct Draft<'t> {
     stream_options: StreamOptions,
     include_usage: bool,
     max_output_tokens: Option<u64>,
+    choices: u64,
     user: Option<String>,
     prompt_cache_key: Option<String>,
 }
@@ -175,6 +178,7 @@ impl<'t> Draft<'t> {
             stream_options: StreamOptions::Absent,
             include_usage: false,
             max_output_tokens: None,
+            choices: 1,
             user: None,
             prompt_cache_key: None,
         }
@@ -192,8 +196,9 @@ impl<'t> Draft<'t> {
             "stream" => self.stream = boolean(value).ok_or(HeadError::StreamNotBoolean)?,
             "stream_options" => self.read_stream_options(value)?,
             "max_tokens" | "max_completion_tokens" | "max_output_tokens" => {
-                self.max_output_tokens = self.max_output_tokens.max(value.parse().ok());
+                self.max_output_tokens = self.max_output_tokens.max(count(value));
             }
+            "n" | "best_of" => self.choices = self.choices.max(count(value).unwrap_or(1)),
             "user" => self.user = hint(value),
             "prompt_cache_key" => self.prompt_cache_key = hint(value),
             _ => {}
@@ -241,6 +246,7 @@ impl<'t> Draft<'t> {
             stream: self.stream,
             include_usage: self.include_usage,
             max_output_tokens: self.max_output_tokens,
+            choices: self.choices,
             user: self.user,
             prompt_cache_key: self.prompt_cache_key,
             model_at,
@@ -248,6 +254,16 @@ impl<'t> Draft<'t> {
             stream_options: self.stream_options,
         })
     }
+}
+
+/// A count, however it is written. What is greater than a count can be is the greatest.
+fn count(value: &str) -> Option<u64> {
+    if let Ok(count) = value.parse() {
+        return Some(count);
+    }
+    let number: f64 = value.parse().ok().filter(|number| *number > 0.0)?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "positive, and `as` saturates")]
+    Some(number.ceil() as u64)
 }
 
 fn model_name(value: &str) -> Result<String, HeadError> {
@@ -311,8 +327,14 @@ mod tests {
 
     #[test]
     fn odd_token_limits_are_left_to_the_provider() {
-        for odd in ["-1", "1.5", "1e3", "1.0", "99999999999999999999999", "\"7\"", "[]", "true"] {
+        for odd in ["-1", "-1.5", "\"7\"", "[]", "true"] {
             assert_eq!(head(&format!(r#"{{"model":"m","max_tokens":{odd}}}"#)).max_output_tokens, None, "{odd}");
+        }
+        for (large, most) in
+            [("1.5", 2), ("1e3", 1000), ("1.0", 1), ("99999999999999999999999", u64::MAX), ("1e400", u64::MAX)]
+        {
+            let body = format!(r#"{{"model":"m","max_tokens":{large}}}"#);
+            assert_eq!(head(&body).max_output_tokens, Some(most), "{large} must not pass for no limit");
         }
         assert_eq!(head(r#"{"model":"m","max_output_tokens":0}"#).max_output_tokens, Some(0));
         let both = r#"{"model":"m","max_completion_tokens":70,"max_tokens":5,"max_output_tokens":null}"#;

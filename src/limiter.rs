@@ -1,0 +1,408 @@
+//! Admission: every limit that binds a request, checked and reserved in one step.
+//!
+//! A request is admitted by all of its subjects (address, user, key, model within the key) or leaves no trace at any.
+//! What it may consume is reserved; [`Reservation::settle`] corrects that to the truth when the answer is there, and what
+//! remains is *held* against the quotas until the usage writer has booked it ([`Unbooked`]). Each of the two is let go
+//! exactly once, by its use or by its drop, so that no path through the proxy can leak one.
+//!
+//! Without Redis the decision is made in [`memory`]. With Redis it is made there, for all replicas, in one round trip, and
+//! [`memory`] keeps a copy of what this replica did. If Redis cannot be asked, the copy goes on at once with this
+//! replica's share of every limit, or everything is refused, as the configuration chose. When Redis is back, both must
+//! agree until Redis has seen a whole window: a window that was lost is never given out twice.
+
+pub mod books;
+pub mod gate;
+pub mod lengths;
+pub mod memory;
+pub mod redis;
+mod redis_link;
+pub mod redis_wire;
+mod upkeep;
+
+use std::{
+    net::IpAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::watch;
+use tollgate_core::{
+    denial::Denial,
+    key::KeyEntry,
+    limit::{
+        Amount, Month,
+        estimate::{self, tightest_tpm},
+        policy::Policy,
+        standing::Standing,
+        state::{Circumstances, Demand, Need, Refusal, Share},
+    },
+    openai::request::RequestHead,
+    price::Price,
+    route::Dialect,
+};
+
+pub use self::upkeep::Active;
+use self::{
+    books::Books,
+    lengths::Lengths,
+    memory::{Memory, Taken},
+    redis::{Clock, Gone, Options as RedisOptions, Redis, Reserved, Verdict, new_holder},
+    redis_wire::{Change, Known, key_of},
+};
+
+/// How long a request waits at the start for the first word of Redis. Until then a replica knows of no others and would
+/// give out all of every limit.
+const FIRST_WORD: Duration = Duration::from_secs(1);
+
+/// The limiter; every holder of a reservation has a handle to it.
+#[derive(Clone, Debug)]
+pub struct Limiter(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    policy: Policy,
+    memory: Memory,
+    books: Books,
+    lengths: Lengths,
+    redis: Option<Redis>,
+    refuses_without_redis: bool,
+    /// Until when Redis may not know a whole window.
+    learning_until_ms: AtomicU64,
+    /// Has Redis been tried?
+    tried: watch::Sender<bool>,
+    started: Instant,
+}
+
+/// How limits are held.
+#[derive(Debug)]
+pub struct Options {
+    /// The defaults of limits.
+    pub policy: Policy,
+    /// How long an answer of an unknown model is taken to be, in tokens.
+    pub assumed_output_tokens: u64,
+    /// Where limits are shared between replicas.
+    pub redis: Option<RedisOptions>,
+    /// Is everything refused while Redis cannot be asked?
+    pub refuses_without_redis: bool,
+}
+
+/// A request that may go on.
+#[derive(Debug)]
+pub struct Admission {
+    /// What it holds.
+    pub reservation: Reservation,
+    /// What is left, for the headers of its answer.
+    pub standing: Standing,
+}
+
+/// A request that may not go on.
+#[derive(Debug)]
+pub struct Refused {
+    /// Why.
+    pub denial: Denial,
+    /// What is left, for the headers of its answer.
+    pub standing: Standing,
+}
+
+/// What is asked of the limiter for one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'r> {
+    /// With which key.
+    pub key: &'r KeyEntry,
+    /// From where.
+    pub ip: Option<IpAddr>,
+    /// For which model, by its proper name.
+    pub model: &'r Arc<str>,
+    /// The body, from which the prompt is estimated.
+    pub body: &'r [u8],
+    /// What stands in it.
+    pub head: &'r RequestHead,
+    /// How it is to be read.
+    pub dialect: Dialect,
+    /// What the model's tokens cost.
+    pub price: &'r Price,
+    /// When it arrived: the month whose quota it counts against.
+    pub at: DateTime<Utc>,
+}
+
+/// A request, resolved into what is asked of whom.
+struct Plan {
+    demands: Vec<Demand>,
+    need: Need,
+    month: Month,
+    now_ms: u64,
+}
+
+impl Limiter {
+    /// A limiter that knows of nothing yet.
+    ///
+    /// # Errors
+    /// If the system has no randomness to name this replica by.
+    pub fn try_new(options: Options) -> anyhow::Result<Self> {
+        let redis =
+            options.redis.map(|nodes| anyhow::Ok(Redis::new(nodes, new_holder()?, Clock::Server))).transpose()?;
+        Ok(Self(Arc::new(Inner {
+            policy: options.policy,
+            memory: Memory::default(),
+            books: Books::default(),
+            lengths: Lengths::new(options.assumed_output_tokens),
+            redis,
+            refuses_without_redis: options.refuses_without_redis,
+            learning_until_ms: AtomicU64::new(0),
+            tried: watch::Sender::new(false),
+            started: Instant::now(),
+        })))
+    }
+
+    /// Decides on a request and reserves what it may consume.
+    ///
+    /// # Errors
+    /// Why it is refused; nothing was reserved.
+    pub async fn admit(&self, request: Request<'_>) -> Result<Admission, Refused> {
+        let mut plan = self.plan(&request);
+        let Some(redis) = self.0.redis.as_ref().filter(|_| !plan.demands.is_empty()) else {
+            let at = Circumstances::alone(plan.now_ms, Share::WHOLE);
+            return self.decide(plan, at, Reserved::default());
+        };
+        self.wait_for_first_word().await;
+        plan.now_ms = self.now_ms();
+        let known = || plan.demands.iter().map(|demand| self.known(demand, &plan)).collect();
+        match redis.admit(&plan.demands, plan.need, plan.month, plan.now_ms, known).await {
+            Ok(verdict) => self.follow(redis, plan, verdict),
+            Err(Gone) if self.0.refuses_without_redis => {
+                Err(Refused { denial: Denial::LimiterUnavailable, standing: Standing::default() })
+            }
+            Err(Gone) => {
+                let at = Circumstances::alone(plan.now_ms, redis.share());
+                let (demands, tokens) = (plan.demands.clone(), plan.need.amount.tokens);
+                let admission = self.decide(plan, at, Reserved { session: Some(redis.session()), cells: None })?;
+                // Redis may be there for the others, who must know of it.
+                redis.tell(demands.iter().map(|demand| unasked(demand, tokens)).collect());
+                Ok(admission)
+            }
+        }
+    }
+
+    /// What the database has booked of everything, and what is booked from now on.
+    #[must_use]
+    pub fn books(&self) -> &Books {
+        &self.0.books
+    }
+
+    /// Has every address a quota? Then its usage must be booked.
+    #[must_use]
+    pub fn has_quota_of_addresses(&self) -> bool {
+        self.0.policy.has_quota_of_addresses()
+    }
+
+    /// How long answers are.
+    #[must_use]
+    pub fn lengths(&self) -> &Lengths {
+        &self.0.lengths
+    }
+
+    fn plan(&self, request: &Request<'_>) -> Plan {
+        let demands = self.0.policy.demands(request.key, request.ip, request.model);
+        let tightest = tightest_tpm(demands.iter().map(|demand| &demand.caps));
+        let learned = self.0.lengths.of(request.model);
+        let need = estimate::need(request.body, request.head, request.dialect, request.price, learned, tightest);
+        Plan { demands, need, month: Month::of(request.at), now_ms: self.now_ms() }
+    }
+
+    /// Decides in this process.
+    fn decide(&self, plan: Plan, at: Circumstances, reserved: Reserved) -> Result<Admission, Refused> {
+        let Plan { demands, need, month, .. } = plan;
+        let booked: Vec<Amount> = demands.iter().map(|demand| self.booked(demand, month)).collect();
+        let (decision, standing) = self.0.memory.admit(&demands, &booked, need, at);
+        match decision {
+            Ok(taken) => Ok(Admission { reservation: self.reservation(demands, taken, reserved), standing }),
+            Err(refusal) => Err(refused(&demands, &refusal, standing)),
+        }
+    }
+
+    /// Follows what Redis decided. Where Redis may not know a whole window, this process must agree.
+    fn follow(&self, redis: &Redis, plan: Plan, verdict: Verdict) -> Result<Admission, Refused> {
+        let standing = verdict.standing;
+        let counted = match verdict.decision {
+            Ok(counted) => counted,
+            Err(refusal) => return Err(refused(&plan.demands, &refusal, standing)),
+        };
+        if verdict.clock_jumped {
+            redis.lose("Redis's clock jumped ahead");
+        } else if verdict.has_forgotten && self.is_learning(plan.now_ms) {
+            self.begin_learning(plan.now_ms);
+        } else if verdict.has_forgotten {
+            redis.lose("Redis lost what it knew of the last minute");
+        }
+        let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
+        if redis.is_linked() && !self.is_learning(plan.now_ms) {
+            let taken = self.0.memory.record(&plan.demands, plan.need.amount, plan.now_ms);
+            return Ok(Admission { reservation: self.reservation(plan.demands, taken, reserved), standing });
+        }
+        let at = Circumstances { now_ms: plan.now_ms, share: redis.share(), windows_only: true };
+        let (demands, need) = (plan.demands.clone(), plan.need.amount);
+        self.decide(plan, at, reserved).inspect_err(|_| {
+            redis.change(reserved, || {
+                demands.iter().enumerate().map(|(index, demand)| undo_of(demand, reserved.cell(index), need)).collect()
+            });
+        })
+    }
+
+    fn reservation(&self, demands: Vec<Demand>, taken: Taken, reserved: Reserved) -> Reservation {
+        Reservation { limiter: self.clone(), demands, open: Some(taken), reserved }
+    }
+
+    fn known(&self, demand: &Demand, plan: &Plan) -> Known {
+        let (in_flight, held) = self.0.memory.holdings(&demand.subject);
+        let held = if demand.caps.has_quota() { held } else { Amount::default() };
+        let is_recent = self.0.memory.is_recent(&demand.subject, plan.now_ms);
+        Known { booked: self.booked(demand, plan.month), in_flight, held, is_recent }
+    }
+
+    fn booked(&self, demand: &Demand, month: Month) -> Amount {
+        if !demand.caps.has_quota() {
+            return Amount::default();
+        }
+        self.0.books.of(month, &demand.subject)
+    }
+
+    fn is_learning(&self, now_ms: u64) -> bool {
+        now_ms < self.0.learning_until_ms.load(Ordering::Relaxed)
+    }
+
+    /// At the start: until Redis answered for the first time, or did not.
+    async fn wait_for_first_word(&self) {
+        if !*self.0.tried.borrow() {
+            let mut tried = self.0.tried.subscribe();
+            let waited = tokio::time::timeout(FIRST_WORD, tried.wait_for(|tried| *tried)).await;
+            drop(waited);
+        }
+    }
+
+    /// Milliseconds of a clock that never goes back.
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Changes what this process knows, and tells Redis.
+    fn change(&self, reserved: Reserved, act: impl FnOnce() -> Vec<Change>) {
+        match &self.0.redis {
+            Some(redis) => redis.change(reserved, act),
+            None => drop(act()),
+        }
+    }
+}
+
+fn refused(demands: &[Demand], refusal: &Refusal, standing: Standing) -> Refused {
+    Refused { denial: Denial::of_refusal(refusal, demands[refusal.demand].subject.class()), standing }
+}
+
+/// What was admitted without asking.
+fn unasked(demand: &Demand, tokens: u64) -> Change {
+    let (begun, more) = (u64::from(demand.caps.rpm > 0), if demand.caps.tpm > 0 { tokens } else { 0 });
+    Change { key: key_of(&demand.subject), begun, more, ..Change::default() }
+}
+
+fn undo_of(demand: &Demand, cell: u64, need: Amount) -> Change {
+    let release = if demand.caps.has_quota() { need } else { Amount::default() };
+    let key = key_of(&demand.subject);
+    Change { key, ended: 1, cell, requests: 1, tokens: need.tokens, release, ..Change::default() }
+}
+
+/// What an admitted request holds. Dropped unused, it is undone: the request was never sent.
+#[derive(Debug)]
+pub struct Reservation {
+    limiter: Limiter,
+    demands: Vec<Demand>,
+    open: Option<Taken>,
+    reserved: Reserved,
+}
+
+impl Reservation {
+    /// Corrects what was reserved to what was consumed, as far as it is known now; that is held against the quotas until
+    /// it is booked.
+    #[must_use]
+    pub fn settle(mut self, actual: Amount) -> Unbooked {
+        let Some(taken) = self.open.take() else { return Unbooked::nothing(&self.limiter) };
+        let demands = std::mem::take(&mut self.demands);
+        let (limiter, reserved) = (self.limiter.clone(), self.reserved);
+        limiter.change(reserved, || {
+            limiter.0.memory.settle(&demands, taken, actual.tokens, actual, limiter.now_ms());
+            let each = demands.iter().enumerate();
+            each.map(|(index, demand)| settlement(demand, reserved.cell(index), taken.need, actual)).collect()
+        });
+        Unbooked { limiter, demands, taken, held: actual, reserved, booked: None }
+    }
+}
+
+fn settlement(demand: &Demand, cell: u64, need: Amount, actual: Amount) -> Change {
+    let (limits_tokens, has_quota) = (demand.caps.tpm > 0, demand.caps.has_quota());
+    let if_limited = |tokens: u64| if limits_tokens { tokens } else { 0 };
+    let if_quota = |amount: Amount| if has_quota { amount } else { Amount::default() };
+    Change {
+        key: key_of(&demand.subject),
+        ended: 1,
+        cell,
+        tokens: if_limited(need.tokens.saturating_sub(actual.tokens)),
+        more: if_limited(actual.tokens.saturating_sub(need.tokens)),
+        hold: if_quota(actual),
+        release: if_quota(need),
+        ..Change::default()
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        let Some(taken) = self.open.take() else { return };
+        self.limiter.change(self.reserved, || {
+            self.limiter.0.memory.undo(&self.demands, taken);
+            let each = self.demands.iter().enumerate();
+            each.map(|(index, demand)| undo_of(demand, self.reserved.cell(index), taken.need)).collect()
+        });
+    }
+}
+
+/// What a finished request consumed and the database does not have yet. Dropped, it is no longer held.
+#[derive(Debug)]
+pub struct Unbooked {
+    limiter: Limiter,
+    demands: Vec<Demand>,
+    taken: Taken,
+    held: Amount,
+    reserved: Reserved,
+    booked: Option<(Month, Amount)>,
+}
+
+impl Unbooked {
+    fn nothing(limiter: &Limiter) -> Self {
+        let (demands, taken, held) = (Vec::new(), Taken::default(), Amount::default());
+        Self { limiter: limiter.clone(), demands, taken, held, reserved: Reserved::default(), booked: None }
+    }
+
+    /// The database has it now, and the books too.
+    pub fn booked(mut self, month: Month, amount: Amount) {
+        self.booked = Some((month, amount));
+    }
+}
+
+impl Drop for Unbooked {
+    fn drop(&mut self) {
+        if !self.demands.iter().any(|demand| demand.caps.has_quota()) {
+            return;
+        }
+        self.limiter.change(self.reserved, || {
+            self.limiter.0.memory.release(&self.demands, self.taken, self.held);
+            let with_quota = self.demands.iter().filter(|demand| demand.caps.has_quota());
+            with_quota
+                .map(|demand| {
+                    let key = key_of(&demand.subject);
+                    Change { key, release: self.held, booked: self.booked, ..Change::default() }
+                })
+                .collect()
+        });
+    }
+}

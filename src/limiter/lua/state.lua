@@ -1,0 +1,270 @@
+-- The state of one subject, as one string, and the law of its windows: the twin of crates/core/src/limit/window.rs.
+-- Prepended to every script, so that all of them read the same form. FORM stands in the names of the keys too: another
+-- version of the gateway never reads what it does not understand.
+--
+--   ring:    61 cells, by their number modulo 61: requests I3, tokens I6. That of the newest cell is in the head instead
+--   head:    FORM c1 | newest cell I4 | last cell that something was put into I4 | requests I6 | tokens I7 | month I4 |
+--            booked tokens I7 | booked nano-dollars I7 | has a quota I1 | newest cell: requests I3, tokens I6
+--   holders: up to 42 replicas: id c8, session I4, expires (unix seconds; over: free) I4, requests in flight I4, held
+--            tokens I7, held nano-dollars I7
+--
+-- That is 2 KB at the most, whatever the limit. A script costs mostly its calls and the strings it makes. So the ring is
+-- touched only when a second has passed; within it, head and holders are all that is read and written. Numbers are
+-- doubles in here: exact up to 2^53.
+local pack, unpack, call = struct.pack, struct.unpack, redis.call
+local FORM, HEAD, HEAD_SIZE = '1', '<c1I4I4I6I7I4I7I7I1I3I6', 50
+local CELLS, CELL, CELL_SIZE = 61, '<I3I6', 9
+local HOLDER, HOLDER_SIZE, MAX_HOLDERS = '<c8I4I4I4I7I7', 34, 42
+local RING_SIZE = CELLS * CELL_SIZE
+-- As texts: Redis would write numbers out anew at every call.
+local HEAD_FROM, TO_END, TTL, QUOTA_TTL = tostring(RING_SIZE), '-1', '180', '3456000'
+local HOLDERS_AT = HEAD_SIZE + 1
+local MOST, MOST_REQUESTS, MOST_TOKENS = 4e15, 16777215, 281474976710655
+local NOTHING = string.rep('\0', CELL_SIZE)
+local EMPTY = string.rep(NOTHING, CELLS)
+
+-- Milliseconds of Redis's clock; tests give their own.
+local function clock(given)
+  if given ~= '' then return tonumber(given) end
+  local time = call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- The month of a unix time, counted from January of the year 0 (Howard Hinnant, "chrono-compatible low-level date
+-- algorithms": civil_from_days).
+local function month_of(ms)
+  local days = math.floor(ms / 86400000) + 719468
+  local era = math.floor(days / 146097)
+  local doe = days - era * 146097
+  local yoe = math.floor((doe - math.floor(doe / 1460) + math.floor(doe / 36524) - math.floor(doe / 146096)) / 365)
+  local mp = math.floor((5 * (doe - (365 * yoe + math.floor(yoe / 4) - math.floor(yoe / 100))) + 2) / 153)
+  local month = mp < 10 and mp + 3 or mp - 9
+  return (yoe + era * 400 + (month <= 2 and 1 or 0)) * 12 + month - 1
+end
+
+-- `v` is head and holders as they were read; `ring` a ring that is to be written whole.
+local function new_state(key, cell)
+  return { key = key, v = string.rep('\0', HEAD_SIZE), ring = EMPTY, newest = cell, filled = 0, rs = 0, ts = 0, month = 0,
+           bt = 0, bn = 0, quota = 0, cr = 0, ct = 0 }
+end
+
+-- Reads a state; nil: there is none. What is not ours is an error that names the key.
+local function load(key)
+  local v = redis.pcall('GETRANGE', key, HEAD_FROM, TO_END)
+  if v == '' and call('EXISTS', key) == 0 then return nil end
+  if type(v) ~= 'string' or #v < HEAD_SIZE or v:byte(1) ~= 49 then
+    return nil, redis.error_reply('FOREIGN the key ' .. key .. ' holds something that is not a limit of tollgate')
+  end
+  local _, newest, filled, rs, ts, month, bt, bn, quota, cr, ct = unpack(HEAD, v)
+  -- All fields at once: a table that grows is made anew several times.
+  return { key = key, v = v, ring = false, newest = newest, filled = filled, rs = rs, ts = ts, month = month, bt = bt,
+           bn = bn, quota = quota, cr = cr, ct = ct, old = false, old_r = 0, old_t = 0, aged = false, turned_back = false, at = 0, busy = 0,
+           tokens = 0, nano = 0, expires = 0, session = 0, rpm = 0, tpm = 0 }
+end
+
+-- A cell that holds so much, or as much as it can.
+local function cell_of(requests, tokens)
+  if requests > MOST_REQUESTS then requests = MOST_REQUESTS end
+  if tokens > MOST_TOKENS then tokens = MOST_TOKENS end
+  return pack(CELL, requests, tokens)
+end
+
+-- Puts `piece` in the place of as many bytes of `v`.
+local function with(v, at, piece)
+  return v:sub(1, at - 1) .. piece .. v:sub(at + #piece)
+end
+
+-- Where a cell is in the ring, from 0.
+local function offset(cell)
+  return cell % CELLS * CELL_SIZE
+end
+
+-- Both runs of the ring, if it is one around its end, that `count` cells from `cell` on take: first byte and number of
+-- bytes of each.
+local function runs(cell, count)
+  local from, size = offset(cell), count * CELL_SIZE
+  local first = math.min(size, RING_SIZE - from)
+  return from, first, size - first
+end
+
+-- What `count` cells from `cell` on hold together.
+local function sum_of(key, cell, count)
+  local from, first, rest = runs(cell, count)
+  local cells = call('GETRANGE', key, from, from + first - 1)
+  if rest > 0 then cells = cells .. call('GETRANGE', key, 0, rest - 1) end
+  local requests, tokens = 0, 0
+  for at = 1, #cells, CELL_SIZE do
+    local r, t = unpack(CELL, cells, at)
+    requests, tokens = requests + r, tokens + t
+  end
+  return requests, tokens
+end
+
+-- The whole ring, what is not written yet included.
+local function whole_ring(s)
+  local ring = s.ring or call('GETRANGE', s.key, 0, RING_SIZE - 1)
+  if s.old then
+    local from, first, rest = runs(s.old + 1, s.newest - s.old)
+    ring = with(with(ring, from + 1, EMPTY:sub(1, first)), 1, EMPTY:sub(1, rest))
+    ring = with(ring, offset(s.old) + 1, cell_of(s.old_r, s.old_t))
+  end
+  return with(ring, offset(s.newest) + 1, cell_of(s.cr, s.ct))
+end
+
+-- Moves both windows on to `cell`; nothing is written yet. If the clock went back, what is in them keeps its age relative
+-- to the newest cell.
+local function advance(s, cell)
+  local passed = cell - s.newest
+  if passed == 0 then return end
+  s.aged = true
+  if s.rs > 0 or s.ts > 0 then
+    if passed < 0 then
+      s.turned_back = true
+      local ring, by = whole_ring(s), -passed % CELLS * CELL_SIZE
+      s.ring = ring:sub(by + 1) .. ring:sub(1, by)
+      s.filled = math.max(0, s.filled + passed)
+    elseif passed >= CELLS then
+      s.ring, s.rs, s.ts, s.cr, s.ct = EMPTY, 0, 0, 0, 0
+    else
+      local requests, tokens = sum_of(s.key, s.newest + 1, passed)
+      s.old, s.old_r, s.old_t, s.cr, s.ct = s.newest, s.cr, s.ct, 0, 0
+      s.rs, s.ts = math.max(0, s.rs - requests), math.max(0, s.ts - tokens)
+    end
+  end
+  s.newest = cell
+end
+
+local function add(s, requests, tokens)
+  s.cr, s.rs, s.ct, s.ts = s.cr + requests, s.rs + requests, s.ct + tokens, s.ts + tokens
+  s.filled = s.newest
+end
+
+-- Takes out of a cell again what is still there.
+local function take_back(s, cell, requests, tokens)
+  if cell > s.newest or cell + CELLS <= s.newest then return end
+  local r, t
+  if cell == s.newest then
+    r, t = s.cr, s.ct
+  elseif cell == s.old then
+    r, t = s.old_r, s.old_t
+  else
+    local ring = s.ring and s.ring:sub(offset(cell) + 1, offset(cell) + CELL_SIZE)
+    r, t = unpack(CELL, ring or call('GETRANGE', s.key, offset(cell), offset(cell) + CELL_SIZE - 1))
+  end
+  requests, tokens = math.min(requests, r), math.min(tokens, t)
+  if requests == 0 and tokens == 0 then return end
+  s.rs, s.ts = math.max(0, s.rs - requests), math.max(0, s.ts - tokens)
+  r, t = r - requests, t - tokens
+  if cell == s.newest then
+    s.cr, s.ct = r, t
+  elseif cell == s.old then
+    s.old_r, s.old_t = r, t
+  elseif s.ring then
+    s.ring = with(s.ring, offset(cell) + 1, pack(CELL, r, t))
+  else
+    call('SETRANGE', s.key, offset(cell), pack(CELL, r, t))
+  end
+end
+
+local function head(s)
+  local ts, bt, bn, cr, ct = s.ts, s.bt, s.bn, s.cr, s.ct
+  if ts > MOST then ts = MOST end
+  if bt > MOST then bt = MOST end
+  if bn > MOST then bn = MOST end
+  if cr > MOST_REQUESTS then cr = MOST_REQUESTS end
+  if ct > MOST_TOKENS then ct = MOST_TOKENS end
+  return pack(HEAD, FORM, s.newest, s.filled, s.rs, ts, s.month, bt, bn, s.quota, cr, ct)
+end
+
+-- Windows are over after a minute. What is booked of a quota stays for its month: losing it costs a query elsewhere.
+local function store(s, holders)
+  local ttl = s.quota == 1 and QUOTA_TTL or TTL
+  if s.ring then
+    call('SET', s.key, s.ring .. head(s) .. holders, 'EX', ttl)
+    return
+  end
+  if s.old then
+    local from, first, rest = runs(s.old + 1, s.newest - s.old)
+    call('SETRANGE', s.key, from, EMPTY:sub(1, first))
+    if rest > 0 then call('SETRANGE', s.key, 0, EMPTY:sub(1, rest)) end
+    call('SETRANGE', s.key, offset(s.old), cell_of(s.old_r, s.old_t))
+  end
+  call('SETRANGE', s.key, HEAD_FROM, head(s) .. holders)
+  if s.aged then call('EXPIRE', s.key, ttl) end
+end
+
+-- How long until `requests` and `tokens` more fit under the limit of either (0: none).
+local function wait_ms(s, requests, tokens, rpm, tpm, now)
+  local ring = whole_ring(s)
+  local much_r = rpm > 0 and s.rs + requests - rpm or 0
+  local much_t = tpm > 0 and s.ts + tokens - tpm or 0
+  for cell = s.newest - CELLS + 1, s.newest do
+    local r, t = unpack(CELL, ring, offset(cell) + 1)
+    much_r, much_t = much_r - r, much_t - t
+    if much_r <= 0 and much_t <= 0 then return math.max(1, (cell + CELLS) * 1000 - now) end
+  end
+  return CELLS * 1000
+end
+
+-- When both windows will be empty at the latest.
+local function reset_ms(s, now)
+  if s.rs == 0 and s.ts == 0 then return 0 end
+  return math.max(0, (s.filled + CELLS) * 1000 - now)
+end
+
+-- What all holders hold together, and where ours stands. Those who ceased to renew do not count, and their place is free.
+-- If ours is not there, or only from an earlier session, it holds what `own` says: this replica knows best what it holds.
+-- A call of an earlier session that was overtaken counts in the later one.
+local function holdings(s, id, session, own_busy, own_tokens, own_nano, seconds)
+  local busy, tokens, nano, ours, free = 0, 0, 0, nil, nil
+  for at = HOLDERS_AT, #s.v, HOLDER_SIZE do
+    local h_id, h_session, expires, h_busy, h_tokens, h_nano = unpack(HOLDER, s.v, at)
+    if expires <= seconds then
+      free = free or at
+    else
+      if h_id == id then
+        ours, s.expires = at, expires
+        s.session = math.max(h_session, session)
+        if h_session < session then
+          -- As good as expired: whoever renews it next stores what it holds now.
+          s.expires, h_busy, h_tokens, h_nano = 0, own_busy, own_tokens, own_nano
+        end
+        s.busy, s.tokens, s.nano = h_busy, h_tokens, h_nano
+      end
+      busy, tokens, nano = busy + h_busy, tokens + h_tokens, nano + h_nano
+    end
+  end
+  if not ours then
+    s.session = session
+    ours = free or #s.v + 1
+    -- Should there ever be more replicas than fit, the first makes room.
+    if ours >= HOLDERS_AT + MAX_HOLDERS * HOLDER_SIZE then ours = HOLDERS_AT end
+    s.expires, s.busy, s.tokens, s.nano = 0, own_busy, own_tokens, own_nano
+    busy, tokens, nano = busy + own_busy, tokens + own_tokens, nano + own_nano
+  end
+  s.at = ours
+  return busy, tokens, nano
+end
+
+-- All holders, with ours as it is now.
+local function holders_with_ours(s, id, expires)
+  local tokens, nano = s.tokens, s.nano
+  if tokens > MOST then tokens = MOST end
+  if nano > MOST then nano = MOST end
+  local ours = pack(HOLDER, id, s.session, expires, s.busy, tokens, nano)
+  if s.at == HOLDERS_AT and #s.v < s.at + HOLDER_SIZE then return ours end
+  return s.v:sub(HOLDERS_AT, s.at - 1) .. ours .. s.v:sub(s.at + HOLDER_SIZE)
+end
+
+-- Begins a new month with what the replica knows to be booked. The month is over only when both clocks say so: a clock
+-- that runs ahead must not give a quota anew.
+local function turn_page(s, now, seed_month, seed_tokens, seed_nano)
+  local month = seed_month
+  if s.month < month then
+    month = math.min(month_of(now), seed_month)
+    if s.month < month then
+      local known = seed_month == month
+      s.month, s.bt, s.bn = month, known and seed_tokens or 0, known and seed_nano or 0
+    end
+  end
+end

@@ -1,0 +1,22 @@
+-- Renews what this holder holds at each subject (KEYS), and shows their windows and books.
+-- ARGV: clock | holder | session | lease in seconds | for each subject 3 doubles: requests in flight, held tokens,
+--       held nano-dollars.
+-- Reply: now, and for each subject the head and the cells of its state, or an empty string.
+local now = clock(ARGV[1])
+local seconds = math.floor(now / 1000)
+local id, session, lease = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local reply = { now }
+for i = 1, #KEYS do
+  local busy, tokens, nano = unpack('<ddd', ARGV[4 + i])
+  local s, problem = load(KEYS[i])
+  local holds = not problem and (busy > 0 or tokens > 0 or nano > 0)
+  if holds then
+    s = s or new_state(KEYS[i], seconds)
+    advance(s, seconds)
+    holdings(s, id, session, busy, tokens, nano, seconds)
+    if s.expires < seconds + lease / 2 then store(s, holders_with_ours(s, id, seconds + lease)) end
+  end
+  -- What is stored is still in here as it was computed.
+  reply[i + 1] = s and head(s) .. whole_ring(s) or ''
+end
+return reply
