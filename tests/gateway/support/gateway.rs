@@ -27,6 +27,7 @@ pub struct Builder {
     store_url: String,
     tls: Option<Arc<PrivateCa>>,
     key: KeySpec,
+    shared_key: Option<String>,
 }
 
 impl Builder {
@@ -55,6 +56,13 @@ impl Builder {
     pub fn store(mut self, url: &str) -> Self {
         url.clone_into(&mut self.store_url);
         self
+    }
+
+    /// Makes it another replica of `first`: on its database, for its key.
+    pub fn beside(mut self, first: &Gateway) -> Self {
+        std::fs::copy(first.dir().join("fernet.key"), self.dir.path().join("fernet.key")).unwrap();
+        self.shared_key = Some(first.key.clone());
+        self.store(&first.store_url)
     }
 
     /// Listens for TLS too.
@@ -91,20 +99,34 @@ impl Builder {
     /// Starts it, with a user and a key in the database.
     pub fn start(self) -> Gateway {
         let text = self.config_text();
-        let config = config::parse(None, &text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+        let key = self.shared_key.unwrap_or_else(|| first_key(&self.store_url, &self.key));
         let stop = Arc::new(Notify::new());
-        let (started, start) = std::sync::mpsc::channel();
-        let (waiter, store_url, spec) = (Arc::clone(&stop), self.store_url.clone(), self.key.clone());
-        let thread = std::thread::spawn(move || {
-            let key = make_first_key(&store_url, &spec);
-            let assembly = Assembly::build(config).unwrap_or_else(|error| panic!("{error:#}"));
-            started.send((assembly.addresses.clone(), key)).unwrap();
-            assembly.run(Box::new(WhenTold(waiter)))
-        });
-        let (addresses, key) = start.recv_timeout(PATIENCE).expect("the server starts");
-        wait_until_listening(&addresses);
-        Gateway { addresses, key, store_url: self.store_url, ca: self.tls, stop, thread: Some(thread), dir: self.dir }
+        let (addresses, thread) = serve(&text, &stop);
+        let (store_url, ca, dir) = (self.store_url, self.tls, self.dir);
+        Gateway { addresses, key, store_url, ca, stop, thread: Some(thread), dir, text }
     }
+}
+
+/// Runs a server of this configuration until it is told to stop.
+fn serve(text: &str, stop: &Arc<Notify>) -> (Addresses, JoinHandle<anyhow::Result<()>>) {
+    let config = config::parse(None, text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+    let (started, start) = std::sync::mpsc::channel();
+    let waiter = Arc::clone(stop);
+    let thread = std::thread::spawn(move || {
+        let assembly = Assembly::build(config).unwrap_or_else(|error| panic!("{error:#}"));
+        started.send(assembly.addresses.clone()).unwrap();
+        assembly.run(Box::new(WhenTold(waiter)))
+    });
+    let addresses = start.recv_timeout(PATIENCE).expect("the server starts");
+    wait_until_listening(&addresses);
+    (addresses, thread)
+}
+
+/// Makes the database with a user and a key, which is returned.
+pub(crate) fn first_key(store_url: &str, spec: &KeySpec) -> String {
+    // A thread of its own: a test is within a runtime already.
+    std::thread::scope(|scope| scope.spawn(|| make_first_key(store_url, spec)).join())
+        .expect("the database can be made")
 }
 
 fn make_first_key(store_url: &str, spec: &KeySpec) -> String {
@@ -161,6 +183,7 @@ pub struct Gateway {
     stop: Arc<Notify>,
     thread: Option<JoinHandle<anyhow::Result<()>>>,
     dir: TempDir,
+    text: String,
 }
 
 impl Gateway {
@@ -176,6 +199,7 @@ impl Gateway {
             store_url,
             tls: None,
             key: KeySpec::default(),
+            shared_key: None,
         }
     }
 
@@ -244,6 +268,13 @@ impl Gateway {
             Some(thread) => thread.join().expect("the server does not panic"),
             None => Ok(()),
         }
+    }
+
+    /// Stops it and starts it again, on other ports.
+    pub fn restart(&mut self) {
+        self.stop().unwrap();
+        let (addresses, thread) = serve(&self.text, &self.stop);
+        (self.addresses, self.thread) = (addresses, Some(thread));
     }
 
     /// Its directory.
