@@ -1,6 +1,6 @@
 //! The figures of the comparison: samples by system, their medians, and the targets they are held against.
 
-use crate::systems::{BARE, GATEWAY};
+use crate::systems::{BARE, GATEWAY, WITH_REDIS};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -89,6 +89,12 @@ pub(crate) fn targets(figures: &AllFigures) -> Vec<Target> {
     let (Some(gateway), Some(bare)) = (figures.get(GATEWAY), figures.get(BARE)) else { return Vec::new() };
     let ratio = |mine: &Samples, theirs: &Samples| mine.paired(theirs, |mine, theirs| mine / theirs);
     let added_ms = gateway.half_load_p99_us.paired(&bare.half_load_p99_us, |mine, theirs| (mine - theirs) / 1e3);
+    let with_redis = figures.get(WITH_REDIS).map(|shared| {
+        let added = shared.half_load_p99_us.paired(&gateway.half_load_p99_us, |mine, theirs| (mine - theirs) / 1e3);
+        let lost = |mine: f64, theirs: f64| 100.0 * (1.0 - mine / theirs);
+        let lost = shared.json_requests_per_second.paired(&gateway.json_requests_per_second, lost);
+        [("p99 added by Redis at half load", added, 0.25, "ms"), ("throughput lost by Redis", lost, 25.0, "%")]
+    });
     [
         ("CPU per JSON request / bare", ratio(&gateway.json_cpu_us, &bare.json_cpu_us), 1.35, "x"),
         ("CPU per streamed chunk / bare", ratio(&gateway.chunk_cpu_us, &bare.chunk_cpu_us), 1.25, "x"),
@@ -96,6 +102,7 @@ pub(crate) fn targets(figures: &AllFigures) -> Vec<Target> {
         ("resident memory, idle", gateway.idle_mib.clone(), 30.0, "MiB"),
     ]
     .into_iter()
+    .chain(with_redis.into_iter().flatten())
     .map(|(name, measured, at_most, unit)| {
         let met = measured.median().is_some_and(|median| median <= at_most);
         Target { name, measured, at_most, unit, met }

@@ -68,9 +68,9 @@ struct Comparison<'a> {
 
 /// Runs every load on every system; returns the figures and the open loop's rate.
 async fn measure(options: &Options, systems: &Systems) -> anyhow::Result<(AllFigures, f64)> {
-    let (requests, quiet, figures) = (Requests::new(&systems.key), Quiet::default(), AllFigures::new());
+    let (requests, quiet, figures) = (Requests::new(), Quiet::default(), AllFigures::new());
     for system in &systems.all {
-        requests.verify(system.address).await.with_context(|| format!("{} answers wrongly", system.name))?;
+        requests.verify(system).await.with_context(|| format!("{} answers wrongly", system.name))?;
     }
     let mut comparison = Comparison { options, systems, requests, quiet, figures };
     let rounds = options.rounds();
@@ -103,7 +103,7 @@ async fn measure(options: &Options, systems: &Systems) -> anyhow::Result<(AllFig
 
 impl Comparison<'_> {
     async fn json_closed(&mut self, system: &System) -> anyhow::Result<()> {
-        let target = Target { address: system.address, request: self.requests.json(system.address) };
+        let target = Target { address: system.address, request: self.requests.json(system) };
         let run = async || closed_loop(&target, JSON_CONNECTIONS, self.options.window(), &system.process).await;
         let window = self.quiet.measure(self.systems, run).await?;
         let entry = self.figures.entry(system.name).or_default();
@@ -113,7 +113,7 @@ impl Comparison<'_> {
     }
 
     async fn json_open(&mut self, system: &System, rate: f64) -> anyhow::Result<()> {
-        let target = Target { address: system.address, request: self.requests.json(system.address) };
+        let target = Target { address: system.address, request: self.requests.json(system) };
         let run = async || open_loop(&target, JSON_CONNECTIONS, rate, self.options.window(), &system.process).await;
         let (latencies, window) = self.quiet.measure(self.systems, run).await?;
         let entry = self.figures.entry(system.name).or_default();
@@ -124,7 +124,7 @@ impl Comparison<'_> {
     }
 
     async fn streams_closed(&mut self, system: &System) -> anyhow::Result<()> {
-        let target = Target { address: system.address, request: self.requests.stream(system.address) };
+        let target = Target { address: system.address, request: self.requests.stream(system) };
         let run = async || closed_loop(&target, STREAM_CONNECTIONS, self.options.window(), &system.process).await;
         let window = self.quiet.measure(self.systems, run).await?;
         let entry = self.figures.entry(system.name).or_default();

@@ -47,8 +47,10 @@ pub(crate) struct Options {
 /// The systems that the comparison can do without (bare Pingora is what the others are measured by).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Optional {
-    /// The gateway.
+    /// The gateway, with Redis too.
     Gateway,
+    /// The gateway with its limits in Redis.
+    Redis,
     /// nginx.
     Nginx,
 }

@@ -64,6 +64,9 @@ fn foreign(systems: &Systems) -> anyhow::Result<[f64; 2]> {
         let core = if system.name == DIRECT { &mut load } else { &mut under_test };
         *core += system.process.cpu()?;
     }
+    if let Some(redis) = &systems.redis {
+        load += redis.cpu()?;
+    }
     let others = |core, ours: Duration| anyhow::Ok(core_busy(core)?.as_secs_f64() - ours.as_secs_f64());
     Ok([others(CORE_OF_LOAD, load)?, others(CORE_UNDER_TEST, under_test)?])
 }

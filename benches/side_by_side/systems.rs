@@ -15,6 +15,8 @@ pub(crate) struct System {
     pub(crate) name: &'static str,
     pub(crate) address: SocketAddr,
     pub(crate) process: Process,
+    /// What its callers present.
+    pub(crate) key: String,
     /// Resident memory of the fresh process, in MiB.
     pub(crate) idle_mib: f64,
 }
@@ -22,15 +24,17 @@ pub(crate) struct System {
 pub(crate) const DIRECT: &str = "direct";
 pub(crate) const BARE: &str = "bare Pingora";
 pub(crate) const GATEWAY: &str = "tollgate";
+pub(crate) const WITH_REDIS: &str = "tollgate+Redis";
 pub(crate) const NGINX: &str = "nginx";
 
 /// What all requests carry where no gateway made a key.
 const NO_KEY: &str = "tg-none";
 
-/// The running systems, the mock upstream first, and the key that the gateway accepts.
+/// The running systems, the mock upstream first.
 pub(crate) struct Systems {
     pub(crate) all: Vec<System>,
-    pub(crate) key: String,
+    /// The Redis server, on the core of the load, if it takes part.
+    pub(crate) redis: Option<Process>,
 }
 
 /// Starts the mock upstream and what the options and the machine allow. Every file goes into `directory`.
@@ -38,36 +42,72 @@ pub(crate) fn start(options: &Options, binaries: &Binaries, directory: &Path) ->
     let mock = free_address()?;
     let mut command = pinned(CORE_OF_LOAD, &std::env::current_exe()?);
     command.args(["--bench", "--mock", &mock.to_string()]);
-    let mut all = vec![launch(DIRECT, mock, command, directory)?];
+    let mut all = vec![launch(DIRECT, mock, command, NO_KEY, directory)?];
 
     let bare = free_address()?;
     let mut command = pinned(CORE_UNDER_TEST, &binaries.bare_pingora);
     command.args([bare.to_string(), mock.to_string()]);
-    all.push(launch(BARE, bare, command, directory)?);
+    all.push(launch(BARE, bare, command, NO_KEY, directory)?);
 
-    let mut key = NO_KEY.to_owned();
+    let mut redis = None;
     if let Some(gateway) = &binaries.gateway {
-        let (system, made_key) = start_gateway(gateway, mock, directory)?;
-        all.push(system);
-        key = made_key;
+        all.push(start_gateway(GATEWAY, gateway, mock, "", directory)?);
+        if !options.without.contains(&Optional::Redis)
+            && let Some((server, address)) = start_redis(directory)?
+        {
+            let limiter = format!("[limiter]\nredis = \"redis://{address}\"");
+            all.push(start_gateway(WITH_REDIS, gateway, mock, &limiter, directory)?);
+            redis = Some(server);
+        }
     }
     if !options.without.contains(&Optional::Nginx) {
         all.extend(start_nginx(mock, directory)?);
     }
-    Ok(Systems { all, key })
+    Ok(Systems { all, redis })
 }
 
-fn launch(name: &'static str, address: SocketAddr, command: Command, directory: &Path) -> anyhow::Result<System> {
+/// A Redis server without persistence, on the core of the load, as if it were another machine; nothing if there is none.
+fn start_redis(directory: &Path) -> anyhow::Result<Option<(Process, SocketAddr)>> {
+    let binary = Path::new("/usr/bin/redis-server");
+    if !binary.exists() {
+        println!("no {}: going on without Redis (apt-get install redis-server adds it)", binary.display());
+        return Ok(None);
+    }
+    let address = free_address()?;
+    let mut command = pinned(CORE_OF_LOAD, binary);
+    command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--save", "", "--appendonly", "no"]);
+    let log = directory.join("redis.log");
+    let mut server = Process::start(command, &log)?;
+    server.wait_ready(address, &log).context("Redis did not start")?;
+    Ok(Some((server, address)))
+}
+
+fn launch(
+    name: &'static str,
+    address: SocketAddr,
+    command: Command,
+    key: &str,
+    directory: &Path,
+) -> anyhow::Result<System> {
     let log = directory.join(format!("{}.log", name.replace(' ', "_")));
     let mut process = Process::start(command, &log)?;
     process.wait_ready(address, &log).with_context(|| format!("{name} did not start"))?;
     thread::sleep(IDLE);
     let idle_mib = process.resident_mib()?;
-    Ok(System { name, address, process, idle_mib })
+    Ok(System { name, address, process, key: key.to_owned(), idle_mib })
 }
 
-/// The gateway with everything on: keys, prices, accounting in SQLite, an access log line per request.
-fn start_gateway(binary: &Path, mock: SocketAddr, directory: &Path) -> anyhow::Result<(System, String)> {
+/// The gateway with everything on: keys, prices, limits and quotas of four subjects, accounting in SQLite, an access log
+/// line per request. `more` are further lines of its configuration.
+fn start_gateway(
+    name: &'static str,
+    binary: &Path,
+    mock: SocketAddr,
+    more: &str,
+    directory: &Path,
+) -> anyhow::Result<System> {
+    let directory = &directory.join(name);
+    fs::create_dir(directory)?;
     let (address, admin) = (free_address()?, free_address()?);
     let config = directory.join("tollgate.toml");
     fs::write(
@@ -89,6 +129,26 @@ models = ["gpt-4o"]
 input_usd_per_mtok = 2.5
 cached_input_usd_per_mtok = 1.25
 output_usd_per_mtok = 10.0
+
+[limits.default_key]
+rpm = 1_000_000_000
+tpm = 1_000_000_000_000
+concurrency = 1_000_000
+monthly_tokens = 1_000_000_000_000
+monthly_usd = 1_000_000
+
+[limits.default_user]
+rpm = 1_000_000_000
+tpm = 1_000_000_000_000
+
+[limits.ip]
+rpm = 1_000_000_000
+
+[limits.models."gpt-4o"]
+rpm = 1_000_000_000
+tpm = 1_000_000_000_000
+
+{more}
 "#
         ),
     )?;
@@ -101,8 +161,8 @@ output_usd_per_mtok = 10.0
     json_of(run(&["init", "--json"]))?;
     json_of(run(&["user", "create", "--name", "bench", "--json"]))?;
     let made = json_of(run(&["key", "create", "--user", "bench", "--json"]))?;
-    let key = made["key"].as_str().context("`key create --json` printed no `key`")?.to_owned();
-    Ok((launch(GATEWAY, address, run(&["serve"]), directory)?, key))
+    let key = made["key"].as_str().context("`key create --json` printed no `key`")?;
+    launch(name, address, run(&["serve"]), key, directory)
 }
 
 /// Runs a verb of the gateway and reads the one JSON object that it prints.
@@ -138,5 +198,5 @@ fn start_nginx(mock: SocketAddr, directory: &Path) -> anyhow::Result<Option<Syst
     )?;
     let mut command = pinned(CORE_UNDER_TEST, binary);
     command.arg("-p").arg(directory).arg("-c").arg(&config);
-    launch(NGINX, address, command, directory).map(Some)
+    launch(NGINX, address, command, NO_KEY, directory).map(Some)
 }

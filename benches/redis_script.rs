@@ -1,0 +1,146 @@
+//! What the scripts cost in Redis: `cargo bench --bench redis_script`.
+//!
+//! Redis runs one script at a time, so the time of one call bounds how many requests all replicas together can admit. It
+//! is Redis's own figure (`INFO commandstats`), of five subjects at limits of 10,000 RPM, near which they are all the time
+//! (on a simulated clock), and at limits a thousand times as high, to show that it does not grow.
+
+use std::{
+    net::TcpListener,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::Context;
+use prometheus::IntGauge;
+use redis::Commands;
+use tollgate::limiter::{
+    redis::{Clock, Options, Redis, Reserved, Verdict},
+    redis_wire::{Change, Known, key_of},
+};
+use tollgate_core::{
+    id::{KeyId, UserId},
+    limit::{
+        Amount, Caps, Month, Subject,
+        state::{Demand, Need},
+    },
+    secret::Secret,
+};
+
+const CALLS: u64 = 20_000;
+/// Requests at once, as replicas under load send them: one alone would measure how Redis wakes up.
+const AT_ONCE: u64 = 8;
+
+struct Server(Child);
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // At the end there is nobody left to tell.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    if !std::env::args().any(|argument| argument == "--bench") {
+        println!("measures only under `cargo bench`");
+        return Ok(());
+    }
+    let port = TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port().to_string();
+    let server = Command::new("redis-server")
+        .args(["--bind", "127.0.0.1", "--port", &port, "--save", "", "--appendonly", "no"])
+        .stdout(Stdio::null())
+        .spawn()
+        .context("redis-server is needed (apt-get install redis-server)")?;
+    let _server = Server(server);
+    std::thread::sleep(Duration::from_millis(500));
+    let url = format!("redis://127.0.0.1:{port}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    for rpm in [10_000, 10_000_000] {
+        let (admit, settle) = runtime.block_on(measure(&url, rpm))?;
+        println!(
+            "five subjects at {rpm} RPM: {admit:.1} us of Redis's time per admission, {settle:.1} us per settlement"
+        );
+    }
+    Ok(())
+}
+
+fn options(url: impl Into<String>) -> Options {
+    let degraded = IntGauge::new("degraded", "degraded").expect("a valid name");
+    Options { nodes: Secret::new(url.into()), patience: Duration::from_secs(2), degraded }
+}
+
+async fn measure(url: &str, rpm: u64) -> anyhow::Result<(f64, f64)> {
+    let clock = Arc::new(AtomicU64::new(1_800_000_000_000));
+    let limiter = Redis::new(options(url), *b"bench---", Clock::Given(Arc::clone(&clock)));
+    limiter.connect(0).await?;
+    let mut control = redis::Client::open(url)?.get_connection()?;
+    let () = redis::cmd("FLUSHALL").query(&mut control)?;
+    let demands = five_subjects(rpm);
+    // 9 of 10 of what the limit allows, so that the windows are nearly full and every request is admitted.
+    let step = 60_000_000 / (rpm * 9 / 10);
+    let mut now_us = clock.load(Ordering::Relaxed) * 1000;
+    let mut admitted = Vec::new();
+    for round in 0..2 {
+        let () = redis::cmd("CONFIG").arg("RESETSTAT").query(&mut control)?;
+        admitted.clear();
+        for _ in 0..CALLS / AT_ONCE {
+            now_us += step.max(1) * AT_ONCE;
+            clock.store(now_us / 1000, Ordering::Relaxed);
+            let one = || {
+                let known = || vec![Known::default(); demands.len()];
+                let need = Need::from(Amount { tokens: 100, nano_usd: 100_000 });
+                limiter.admit(&demands, need, Month(24_322), 0, known)
+            };
+            for verdict in futures::future::join_all((0..AT_ONCE).map(|_| one())).await {
+                let Ok(Verdict { decision: Ok(counted), .. }) = verdict else {
+                    anyhow::bail!("round {round}: {verdict:?}")
+                };
+                admitted.push(counted);
+            }
+        }
+    }
+    let admit = usec_per_call(&mut control)?;
+    let () = redis::cmd("CONFIG").arg("RESETSTAT").query(&mut control)?;
+    for counted in admitted.into_iter().rev() {
+        let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
+        let hold = Amount { tokens: 60, nano_usd: 60_000 };
+        let change = |demand: &Demand| Change {
+            key: key_of(&demand.subject),
+            ended: 1,
+            cell: counted.cells[0],
+            tokens: 40,
+            hold,
+            ..Change::default()
+        };
+        limiter.change(reserved, || demands.iter().map(change).collect());
+        limiter.flush().await;
+    }
+    Ok((admit, usec_per_call(&mut control)?))
+}
+
+fn usec_per_call(control: &mut redis::Connection) -> anyhow::Result<f64> {
+    let () = control.ping()?;
+    let stats: String = redis::cmd("INFO").arg("commandstats").query(control)?;
+    let line = stats.lines().find(|line| line.starts_with("cmdstat_evalsha:")).context("no script was called")?;
+    let figure = line.split(',').find_map(|part| part.strip_prefix("usec_per_call=")).context("no such figure")?;
+    Ok(figure.parse()?)
+}
+
+fn five_subjects(rpm: u64) -> Vec<Demand> {
+    let (user, key) = (UserId(1), KeyId(1));
+    let tpm = rpm * 100;
+    let caps = Caps { rpm, tpm, concurrency: 1_000_000, monthly_tokens: 1_000_000_000_000, monthly_nano_usd: 0 };
+    // An address, a user, a key, and a model within it are all that one request has; the fifth is for good measure.
+    let subjects = [
+        Subject::Ip(std::net::Ipv4Addr::LOCALHOST.into()),
+        Subject::User(user),
+        Subject::Key(user, key),
+        Subject::KeyModel(user, key, "gpt-4o".into()),
+        Subject::KeyModel(user, key, "gpt-4o-mini".into()),
+    ];
+    subjects.into_iter().map(|subject| Demand { subject, caps }).collect()
+}
