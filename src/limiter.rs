@@ -288,11 +288,14 @@ impl Limiter {
         u64::try_from(self.0.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Changes what this process knows, and tells Redis.
-    fn change(&self, reserved: Reserved, act: impl FnOnce() -> Vec<Change>) {
+    /// Changes what this process knows, and tells Redis, if there is one, what that means there.
+    fn change(&self, reserved: Reserved, act: impl FnOnce(), changes: impl FnOnce() -> Vec<Change>) {
         match &self.0.redis {
-            Some(redis) => redis.change(reserved, act),
-            None => drop(act()),
+            Some(redis) => redis.change(reserved, || {
+                act();
+                changes()
+            }),
+            None => act(),
         }
     }
 }
@@ -330,8 +333,8 @@ impl Reservation {
         let Some(taken) = self.open.take() else { return Unbooked::nothing(&self.limiter) };
         let demands = std::mem::take(&mut self.demands);
         let (limiter, reserved) = (self.limiter.clone(), self.reserved);
-        limiter.change(reserved, || {
-            limiter.0.memory.settle(&demands, taken, actual.tokens, actual, limiter.now_ms());
+        let act = || limiter.0.memory.settle(&demands, taken, actual.tokens, actual, limiter.now_ms());
+        limiter.change(reserved, act, || {
             let each = demands.iter().enumerate();
             each.map(|(index, demand)| settlement(demand, reserved.cell(index), taken.need, actual)).collect()
         });
@@ -358,8 +361,8 @@ fn settlement(demand: &Demand, cell: u64, need: Amount, actual: Amount) -> Chang
 impl Drop for Reservation {
     fn drop(&mut self) {
         let Some(taken) = self.open.take() else { return };
-        self.limiter.change(self.reserved, || {
-            self.limiter.0.memory.undo(&self.demands, taken);
+        let act = || self.limiter.0.memory.undo(&self.demands, taken);
+        self.limiter.change(self.reserved, act, || {
             let each = self.demands.iter().enumerate();
             each.map(|(index, demand)| undo_of(demand, self.reserved.cell(index), taken.need)).collect()
         });
@@ -394,8 +397,8 @@ impl Drop for Unbooked {
         if !self.demands.iter().any(|demand| demand.caps.has_quota()) {
             return;
         }
-        self.limiter.change(self.reserved, || {
-            self.limiter.0.memory.release(&self.demands, self.taken, self.held);
+        let act = || self.limiter.0.memory.release(&self.demands, self.taken, self.held);
+        self.limiter.change(self.reserved, act, || {
             let with_quota = self.demands.iter().filter(|demand| demand.caps.has_quota());
             with_quota
                 .map(|demand| {
