@@ -336,17 +336,18 @@ impl Reservation {
         let act = || limiter.0.memory.settle(&demands, taken, actual.tokens, actual, limiter.now_ms());
         limiter.change(reserved, act, || {
             let each = demands.iter().enumerate();
-            each.map(|(index, demand)| settlement(demand, reserved.cell(index), taken.need, actual)).collect()
+            each.filter_map(|(index, demand)| settlement(demand, reserved.cell(index), taken.need, actual)).collect()
         });
         Unbooked { limiter, demands, taken, held: actual, reserved, booked: None }
     }
 }
 
-fn settlement(demand: &Demand, cell: u64, need: Amount, actual: Amount) -> Change {
+/// What a settlement changes in Redis; `None`: nothing.
+fn settlement(demand: &Demand, cell: u64, need: Amount, actual: Amount) -> Option<Change> {
     let (limits_tokens, has_quota) = (demand.caps.tpm > 0, demand.caps.has_quota());
     let if_limited = |tokens: u64| if limits_tokens { tokens } else { 0 };
     let if_quota = |amount: Amount| if has_quota { amount } else { Amount::default() };
-    Change {
+    let change = Change {
         key: key_of(&demand.subject),
         ended: 1,
         cell,
@@ -355,7 +356,9 @@ fn settlement(demand: &Demand, cell: u64, need: Amount, actual: Amount) -> Chang
         hold: if_quota(actual),
         release: if_quota(need),
         ..Change::default()
-    }
+    };
+    let counts = demand.caps.concurrency > 0 || has_quota;
+    (counts || change.tokens > 0 || change.more > 0).then_some(change)
 }
 
 impl Drop for Reservation {

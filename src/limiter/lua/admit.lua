@@ -27,7 +27,10 @@ for i = 1, #KEYS do
   states[i] = s
   s.rpm, s.tpm = rpm, tpm
   advance(s, cell)
-  local busy, tokens, nano = holdings(s, id, session, own_busy, own_tokens, own_nano, cell)
+  -- Who holds what matters only where requests at once or a quota are limited.
+  s.counts = most_busy > 0 or m_tokens > 0 or m_nano > 0
+  local busy, tokens, nano = 0, 0, 0
+  if s.counts then busy, tokens, nano = holdings(s, id, session, own_busy, own_tokens, own_nano, cell) end
   if rpm > 0 and s.rs + 1 > rpm then
     local ms = wait_ms(s, 1, 0, rpm, 0, now)
     refuse(ms, i, 0, ms)
@@ -58,9 +61,13 @@ for i = 1, #KEYS do
   local s = states[i]
   if worst == 0 then
     add(s, s.rpm > 0 and 1 or 0, s.tpm > 0 and need_tokens or 0)
-    s.busy = s.busy + 1
-    if s.quota == 1 then s.tokens, s.nano = s.tokens + need_tokens, s.nano + need_nano end
-    store(s, holders_with_ours(s, id, cell + lease))
+    if s.counts then
+      s.busy = s.busy + 1
+      if s.quota == 1 then s.tokens, s.nano = s.tokens + need_tokens, s.nano + need_nano end
+      store(s, holders_with_ours(s, id, cell + lease))
+    else
+      store(s, s.v:sub(HOLDERS_AT))
+    end
   elseif s.turned_back then
     -- Noted by a refusal too, or the window would stand still until the clock is where it was.
     store(s, s.v:sub(HOLDERS_AT))
