@@ -181,7 +181,7 @@ impl Limiter {
                 let (demands, tokens) = (plan.demands.clone(), plan.need.amount.tokens);
                 let admission = self.decide(plan, at, Reserved { session: Some(redis.session()), cells: None })?;
                 // Redis may be there for the others, who must know of it.
-                redis.tell(demands.iter().map(|demand| unasked(demand, tokens)).collect());
+                redis.tell(demands.iter().map(|demand| Change::unasked(demand, tokens)).collect());
                 Ok(admission)
             }
         }
@@ -247,7 +247,11 @@ impl Limiter {
         let (demands, need) = (plan.demands.clone(), plan.need.amount);
         self.decide(plan, at, reserved).inspect_err(|_| {
             redis.change(reserved, || {
-                demands.iter().enumerate().map(|(index, demand)| undo_of(demand, reserved.cell(index), need)).collect()
+                demands
+                    .iter()
+                    .enumerate()
+                    .map(|(index, demand)| Change::undo(demand, reserved.cell(index), need))
+                    .collect()
             });
         })
     }
@@ -304,18 +308,6 @@ fn refused(demands: &[Demand], refusal: &Refusal, standing: Standing) -> Refused
     Refused { denial: Denial::of_refusal(refusal, demands[refusal.demand].subject.class()), standing }
 }
 
-/// What was admitted without asking.
-fn unasked(demand: &Demand, tokens: u64) -> Change {
-    let (begun, more) = (u64::from(demand.caps.rpm > 0), if demand.caps.tpm > 0 { tokens } else { 0 });
-    Change { key: key_of(&demand.subject), begun, more, ..Change::default() }
-}
-
-fn undo_of(demand: &Demand, cell: u64, need: Amount) -> Change {
-    let release = if demand.caps.has_quota() { need } else { Amount::default() };
-    let key = key_of(&demand.subject);
-    Change { key, ended: 1, cell, requests: 1, tokens: need.tokens, release, ..Change::default() }
-}
-
 /// What an admitted request holds. Dropped unused, it is undone: the request was never sent.
 #[derive(Debug)]
 pub struct Reservation {
@@ -336,29 +328,11 @@ impl Reservation {
         let act = || limiter.0.memory.settle(&demands, taken, actual.tokens, actual, limiter.now_ms());
         limiter.change(reserved, act, || {
             let each = demands.iter().enumerate();
-            each.filter_map(|(index, demand)| settlement(demand, reserved.cell(index), taken.need, actual)).collect()
+            each.filter_map(|(index, demand)| Change::settlement(demand, reserved.cell(index), taken.need, actual))
+                .collect()
         });
         Unbooked { limiter, demands, taken, held: actual, reserved, booked: None }
     }
-}
-
-/// What a settlement changes in Redis; `None`: nothing.
-fn settlement(demand: &Demand, cell: u64, need: Amount, actual: Amount) -> Option<Change> {
-    let (limits_tokens, has_quota) = (demand.caps.tpm > 0, demand.caps.has_quota());
-    let if_limited = |tokens: u64| if limits_tokens { tokens } else { 0 };
-    let if_quota = |amount: Amount| if has_quota { amount } else { Amount::default() };
-    let change = Change {
-        key: key_of(&demand.subject),
-        ended: 1,
-        cell,
-        tokens: if_limited(need.tokens.saturating_sub(actual.tokens)),
-        more: if_limited(actual.tokens.saturating_sub(need.tokens)),
-        hold: if_quota(actual),
-        release: if_quota(need),
-        ..Change::default()
-    };
-    let counts = demand.caps.concurrency > 0 || has_quota;
-    (counts || change.tokens > 0 || change.more > 0).then_some(change)
 }
 
 impl Drop for Reservation {
@@ -367,7 +341,7 @@ impl Drop for Reservation {
         let act = || self.limiter.0.memory.undo(&self.demands, taken);
         self.limiter.change(self.reserved, act, || {
             let each = self.demands.iter().enumerate();
-            each.map(|(index, demand)| undo_of(demand, self.reserved.cell(index), taken.need)).collect()
+            each.map(|(index, demand)| Change::undo(demand, self.reserved.cell(index), taken.need)).collect()
         });
     }
 }

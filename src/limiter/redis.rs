@@ -251,8 +251,7 @@ impl Redis {
             None => Ok(Counted { session, cells }),
             Some(refusal) => {
                 for index in admitted {
-                    let undo = undo_of(asked.keys[index].clone(), asked.need.amount);
-                    self.push(session, Change { cell: cells[index], ..undo });
+                    self.push(session, Change::undo(&asked.demands[index], cells[index], asked.need.amount));
                 }
                 Err(refusal)
             }
@@ -541,11 +540,6 @@ struct Registered {
     now_ms: u64,
     /// Was it registered already?
     was_known: bool,
-}
-
-/// Undoes an admission, but for its cell.
-fn undo_of(key: String, need: Amount) -> Change {
-    Change { key, ended: 1, requests: 1, tokens: need.tokens, release: need, ..Change::default() }
 }
 
 /// Redis's clock minus ours.

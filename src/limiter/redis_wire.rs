@@ -208,6 +208,41 @@ pub fn groups(keys: &[String], is_cluster: bool) -> Vec<Vec<usize>> {
 }
 
 impl Change {
+    /// What was admitted without asking.
+    #[must_use]
+    pub fn unasked(demand: &Demand, tokens: u64) -> Self {
+        let (begun, more) = (u64::from(demand.caps.rpm > 0), if demand.caps.tpm > 0 { tokens } else { 0 });
+        Self { key: key_of(&demand.subject), begun, more, ..Self::default() }
+    }
+
+    /// An admission that is undone as if it had never been.
+    #[must_use]
+    pub fn undo(demand: &Demand, cell: u64, need: Amount) -> Self {
+        let release = if demand.caps.has_quota() { need } else { Amount::default() };
+        let key = key_of(&demand.subject);
+        Self { key, ended: 1, cell, requests: 1, tokens: need.tokens, release, ..Self::default() }
+    }
+
+    /// What a settlement changes in Redis; `None`: nothing.
+    #[must_use]
+    pub fn settlement(demand: &Demand, cell: u64, need: Amount, actual: Amount) -> Option<Self> {
+        let (limits_tokens, has_quota) = (demand.caps.tpm > 0, demand.caps.has_quota());
+        let if_limited = |tokens: u64| if limits_tokens { tokens } else { 0 };
+        let if_quota = |amount: Amount| if has_quota { amount } else { Amount::default() };
+        let change = Self {
+            key: key_of(&demand.subject),
+            ended: 1,
+            cell,
+            tokens: if_limited(need.tokens.saturating_sub(actual.tokens)),
+            more: if_limited(actual.tokens.saturating_sub(need.tokens)),
+            hold: if_quota(actual),
+            release: if_quota(need),
+            ..Self::default()
+        };
+        let counts = demand.caps.concurrency > 0 || has_quota;
+        (counts || change.tokens > 0 || change.more > 0).then_some(change)
+    }
+
     /// As the script takes it.
     #[must_use]
     pub fn numbers(&self) -> [f64; 11] {
