@@ -6,6 +6,7 @@ pub mod admin;
 pub mod args;
 pub mod cli;
 pub mod config;
+pub mod connector;
 pub mod drain;
 pub mod estimate;
 pub mod jobs;

@@ -21,7 +21,7 @@ use pingora_core::{
 use pingora_proxy::HttpProxy;
 use tokio::sync::watch;
 
-use crate::proxy::Gateway;
+use crate::{connector::OnePieceConnector, proxy::Gateway};
 
 /// Binds one address.
 ///
@@ -35,7 +35,7 @@ pub fn bind(setting: &str, address: &str) -> anyhow::Result<TcpListener> {
 
 /// The data plane's listeners, as one service.
 pub struct DataPlane {
-    proxy: listening::Service<HttpProxy<Gateway>>,
+    proxy: listening::Service<HttpProxy<Gateway, OnePieceConnector>>,
     bound: Vec<(SocketAddr, TcpListener)>,
     drain: watch::Receiver<bool>,
 }
@@ -43,7 +43,7 @@ pub struct DataPlane {
 impl DataPlane {
     /// Wraps the proxy service; `drain` turns true when no more connections are to be taken.
     #[must_use]
-    pub fn new(proxy: listening::Service<HttpProxy<Gateway>>, drain: watch::Receiver<bool>) -> Self {
+    pub fn new(proxy: listening::Service<HttpProxy<Gateway, OnePieceConnector>>, drain: watch::Receiver<bool>) -> Self {
         Self { proxy, bound: Vec::new(), drain }
     }
 

@@ -9,15 +9,18 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use pingora_core::{
     apps::HttpServerOptions,
+    connectors::ConnectorOptions,
     server::{RunArgs, Server, configuration::ServerConf},
     services::background::background_service,
 };
+use pingora_proxy::{ProcessCustomSession, ProxyServiceBuilder};
 use tokio::sync::watch;
 use tollgate_core::{secret::Secret, snapshot::Snapshot, upstream::Upstream};
 
 use crate::{
     admin::Admin,
     config::{Config, CredentialSource, OnRedisDown, UpstreamSpec},
+    connector::OnePieceConnector,
     drain::{Drain, Stop},
     jobs::{
         limits::Limits,
@@ -210,12 +213,15 @@ fn data_plane(
     shared: &Arc<Shared>,
     drain: watch::Receiver<bool>,
 ) -> anyhow::Result<(DataPlane, Addresses)> {
-    let mut proxy = pingora_proxy::http_proxy_service(&server.configuration, Gateway::new(Arc::clone(shared)));
-    if let Some(app) = proxy.app_logic_mut() {
-        let mut options = HttpServerOptions::default();
-        options.h2c = true;
-        app.server_options = Some(options);
-    }
+    let mut options = HttpServerOptions::default();
+    options.h2c = true;
+    let connector = OnePieceConnector::new(ConnectorOptions::from_server_conf(&server.configuration));
+    // Nobody speaks a custom protocol to us: no listener offers one.
+    let no_custom_clients: ProcessCustomSession<_, _> = Arc::new(|_, _, _| Box::pin(std::future::ready(None)));
+    let proxy = ProxyServiceBuilder::new(&server.configuration, Gateway::new(Arc::clone(shared)))
+        .server_options(options)
+        .custom(connector, no_custom_clients)
+        .build();
     let mut plane = DataPlane::new(proxy, drain);
     let mut addresses = Addresses::default();
     for address in &config.server.listen {

@@ -12,7 +12,7 @@ use tollgate_core::{
 };
 
 use super::ctx::{Ask, Current, RequestCtx};
-use crate::shared::Shared;
+use crate::{connector::BY_CONNECTOR, shared::Shared};
 
 /// Error type of a request that no upstream is left for.
 pub const NO_UPSTREAM: ErrorType = ErrorType::new("NoUpstream");
@@ -39,7 +39,10 @@ pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>
         ctx.forget_answer();
         ctx.attempt = Some(current);
         match view.peers.get(index).connect_to().await {
-            Ok(peer) => return Ok(Box::new(peer)),
+            Ok(mut peer) => {
+                peer.options.alpn = BY_CONNECTOR.clone();
+                return Ok(Box::new(peer));
+            }
             Err(error) => {
                 tracing::warn!(upstream = member.upstream.name, %error, "the upstream's name cannot be resolved");
                 shared.metrics.upstream_requests_total.with_label_values(&[&member.upstream.name, "dns"]).inc();
