@@ -7,6 +7,8 @@
 //! thread, would cost a request more than everything else the gateway does for it. Where nobody reads standard error,
 //! lines are dropped beyond [`MAX_WAITING`]: a full pipe must not stop requests.
 
+mod line;
+
 use std::{
     io::{self, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -124,7 +126,7 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<LogGuard> {
     })?;
     let stderr = move || stderr.clone();
     let started = match format {
-        LogFormat::Text => registry.with(fmt::layer().with_writer(stderr).with_ansi(false)).try_init(),
+        LogFormat::Text => registry.with(fmt::layer().with_writer(stderr).event_format(line::Line)).try_init(),
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(stderr)).try_init(),
     };
     // An error means that this process logs already, as in-process tests do.

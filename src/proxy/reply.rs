@@ -1,15 +1,14 @@
 //! Answers that the gateway gives itself: denials, health, the model list.
 
 use bytes::Bytes;
-use http::header;
+use http::{HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
-use pingora_core::Result;
+use pingora_core::{ErrorType, OrErr, Result};
 use pingora_proxy::Session;
 use tollgate_core::{denial::Denial, limit::standing::Standing};
 use uuid::Uuid;
 
-/// Header under which the gateway's id of a request is returned.
-pub const REQUEST_ID: &str = "x-request-id";
+static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Status of the answer that the client has been given, or is being given. `100 Continue` is none, although Pingora counts
 /// it as a header that was written.
@@ -24,8 +23,7 @@ pub fn answered(session: &Session) -> Option<u16> {
 /// If the client is gone.
 pub async fn deny(session: &mut Session, request_id: Uuid, standing: &Standing, denial: &Denial) -> Result<()> {
     let body = Bytes::from(denial.body());
-    let mut header = header_of(denial.status(), body.len(), request_id)?;
-    show_standing(&mut header, standing)?;
+    let mut header = header_of(denial.status(), body.len(), request_id, standing)?;
     if let Some(ms) = denial.retry_after_ms() {
         header.insert_header(header::RETRY_AFTER, ms.div_ceil(1000))?;
         header.insert_header("retry-after-ms", ms)?;
@@ -47,23 +45,26 @@ pub async fn deny(session: &mut Session, request_id: Uuid, standing: &Standing, 
 /// # Errors
 /// If the client is gone.
 pub async fn json(session: &mut Session, request_id: Uuid, body: Bytes) -> Result<()> {
-    let header = header_of(200, body.len(), request_id)?;
+    let header = header_of(200, body.len(), request_id, &Standing::default())?;
     send(session, header, body).await
 }
 
-/// Adds the `x-ratelimit-*` headers.
+/// Adds the gateway's id of the request, and what is left of the limits that bind it.
 ///
 /// # Errors
 /// If a header cannot be built: a defect.
-pub fn show_standing(header: &mut ResponseHeader, standing: &Standing) -> Result<()> {
+pub fn sign(header: &mut ResponseHeader, request_id: Uuid, standing: &Standing) -> Result<()> {
+    let mut id = Uuid::encode_buffer();
+    let id = HeaderValue::from_str(request_id.hyphenated().encode_lower(&mut id));
+    header.insert_header(&REQUEST_ID, id.or_err(ErrorType::InternalError, "a UUID is no header value")?)?;
     standing.headers().try_for_each(|(name, value)| header.insert_header(name, value))
 }
 
-fn header_of(status: u16, length: usize, request_id: Uuid) -> Result<ResponseHeader> {
+fn header_of(status: u16, length: usize, request_id: Uuid, standing: &Standing) -> Result<ResponseHeader> {
     let mut header = ResponseHeader::build_no_case(status, Some(6))?;
     header.insert_header(header::CONTENT_TYPE, "application/json")?;
     header.insert_header(header::CONTENT_LENGTH, length)?;
-    header.insert_header(REQUEST_ID, request_id.to_string())?;
+    sign(&mut header, request_id, standing)?;
     Ok(header)
 }
 

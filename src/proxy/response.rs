@@ -10,7 +10,7 @@ use tollgate_core::{
 
 use super::{
     ctx::{Meter, RequestCtx},
-    reply::{REQUEST_ID, show_standing},
+    reply::sign,
 };
 use crate::shared::Shared;
 
@@ -112,8 +112,7 @@ pub fn filter(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
         Some(_) => shown.insert_header(header::TRANSFER_ENCODING, "chunked")?,
         None => {}
     }
-    shown.insert_header(REQUEST_ID, ctx.request_id.to_string())?;
-    show_standing(&mut shown, &ctx.standing)?;
+    sign(&mut shown, ctx.request_id, &ctx.standing)?;
     *answer = shown;
     Ok(())
 }

@@ -3,9 +3,20 @@
 //! `x-ratelimit-*` as OpenAI documents them: the limit, what remains of it, and the time until it is whole again, for
 //! requests and for tokens, each of the subject that has the least left.
 
-const REQUESTS: [&str; 3] =
-    ["x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"];
-const TOKENS: [&str; 3] = ["x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"];
+use std::fmt::Write;
+
+use http::{HeaderName, HeaderValue};
+
+static REQUESTS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-reset-requests"),
+];
+static TOKENS: [HeaderName; 3] = [
+    HeaderName::from_static("x-ratelimit-limit-tokens"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+    HeaderName::from_static("x-ratelimit-reset-tokens"),
+];
 
 /// What is left of the windows, for the headers of an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,15 +40,17 @@ pub struct Left {
 
 impl Standing {
     /// The headers of an answer, in the form that OpenAI gives them.
-    pub fn headers(&self) -> impl Iterator<Item = (&'static str, String)> {
-        let of = |left: Option<Left>, names: [&'static str; 3]| {
+    pub fn headers(&self) -> impl Iterator<Item = (&'static HeaderName, HeaderValue)> {
+        let of = |left: Option<Left>, names: &'static [HeaderName; 3]| {
             left.into_iter().flat_map(move |left| {
                 let [limit, remaining, reset] = names;
-                let reset_in = show_duration(left.reset_ms);
-                [(limit, left.limit.to_string()), (remaining, left.remaining.to_string()), (reset, reset_in)]
+                // Digits and letters: always a value that a header can have.
+                let reset_in = HeaderValue::try_from(show_duration(left.reset_ms)).ok();
+                [(limit, Some(left.limit.into())), (remaining, Some(left.remaining.into())), (reset, reset_in)]
             })
         };
-        of(self.requests, REQUESTS).chain(of(self.tokens, TOKENS))
+        let all = of(self.requests, &REQUESTS).chain(of(self.tokens, &TOKENS));
+        all.filter_map(|(name, value)| Some((name, value?)))
     }
 
     /// Takes `left` of the requests in if it is tighter.
@@ -60,19 +73,23 @@ fn tighten(known: &mut Option<Left>, left: Left) {
 /// A duration as OpenAI writes it: `0s`, `20ms`, `1.5s`, `6m0s`, `1h0m0s`.
 #[must_use]
 pub fn show_duration(ms: u64) -> String {
-    let (hours, minutes, rest) = (ms / 3_600_000, ms / 60_000 % 60, ms % 60_000);
-    if (1..1000).contains(&ms) {
-        return format!("{ms}ms");
+    let (hours, minutes, seconds, millis) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
+    let mut text = String::with_capacity(16);
+    // Writing to a String cannot fail.
+    let written = match (hours, minutes, ms) {
+        (0, 0, 1..1000) => return format!("{ms}ms"),
+        (0, 0, _) => write!(text, "{seconds}"),
+        (0, ..) => write!(text, "{minutes}m{seconds}"),
+        _ => write!(text, "{hours}h{minutes}m{seconds}"),
+    };
+    debug_assert!(written.is_ok());
+    if millis > 0 {
+        let written = write!(text, ".{millis:03}");
+        debug_assert!(written.is_ok());
+        text.truncate(text.trim_end_matches('0').len());
     }
-    let millis = format!("{:03}", rest % 1000);
-    let fraction = millis.trim_end_matches('0');
-    let point = if fraction.is_empty() { "" } else { "." };
-    let seconds = format!("{}{point}{fraction}s", rest / 1000);
-    match (hours, minutes) {
-        (0, 0) => seconds,
-        (0, _) => format!("{minutes}m{seconds}"),
-        _ => format!("{hours}h{minutes}m{seconds}"),
-    }
+    text.push('s');
+    text
 }
 
 #[cfg(test)]
@@ -104,13 +121,14 @@ mod tests {
         for remaining in [7, 3, 9] {
             standing.see_requests(left(remaining));
         }
-        let headers: Vec<_> = standing.headers().collect();
+        let shown: Vec<_> =
+            standing.headers().map(|(name, value)| format!("{name}: {}", value.to_str().unwrap())).collect();
         assert_eq!(
-            headers,
+            shown,
             [
-                ("x-ratelimit-limit-requests", "10".to_owned()),
-                ("x-ratelimit-remaining-requests", "3".to_owned()),
-                ("x-ratelimit-reset-requests", "1m0.5s".to_owned()),
+                "x-ratelimit-limit-requests: 10",
+                "x-ratelimit-remaining-requests: 3",
+                "x-ratelimit-reset-requests: 1m0.5s"
             ]
         );
     }
