@@ -30,9 +30,6 @@ use crate::{
 /// How long to wait after the database failed, at first and at the most.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
-/// How much the writer gives way to requests: 0 not at all, 19 as far as possible.
-const NICENESS: i32 = 15;
-
 /// The job; `main` keeps it to write the rest when the server has ended.
 #[derive(Debug)]
 pub struct UsageWriter {
@@ -177,13 +174,24 @@ async fn count(model: String, uncounted: Arc<Uncounted>) -> Option<Usage> {
     counting.await.inspect_err(|error| tracing::error!(%error, "tokens could not be counted")).ok()
 }
 
-/// Lets requests go first where cores are scarce: a batch is milliseconds of work, and a request must not wait for it. On
-/// Linux this is a property of the thread, which the threads of the database's driver inherit.
+/// Lets requests go first where cores are scarce: a batch is milliseconds of work, and a request must not wait for it.
+///
+/// Niceness is not enough: whoever runs keeps the core for the rest of its slice, and that is what a p99 is made of. Of
+/// an idle thread Linux takes the core away at once. Threads of the database's driver inherit it.
+#[cfg(target_os = "linux")]
 fn give_way() {
-    if let Err(error) = rustix::process::setpriority_process(None, NICENESS) {
+    use thread_priority::{
+        NormalThreadSchedulePolicy::Idle, ThreadPriority, ThreadSchedulePolicy, set_thread_priority_and_policy,
+        thread_native_id,
+    };
+    let idle = ThreadSchedulePolicy::Normal(Idle);
+    if let Err(error) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle) {
         tracing::debug!(%error, "the usage writer keeps its priority");
     }
 }
+
+#[cfg(not(target_os = "linux"))]
+fn give_way() {}
 
 #[async_trait]
 impl BackgroundService for UsageWriter {
