@@ -15,7 +15,10 @@ pub mod gate;
 pub mod lengths;
 pub mod memory;
 pub mod redis;
+mod redis_background;
+mod redis_batch;
 mod redis_link;
+mod redis_queue;
 pub mod redis_wire;
 mod upkeep;
 
@@ -51,7 +54,7 @@ use self::{
     lengths::Lengths,
     memory::{Memory, Taken},
     redis::{Clock, Gone, Options as RedisOptions, Redis, Reserved, Verdict, new_holder},
-    redis_wire::{Change, Known, key_of},
+    redis_wire::{Change, Known},
 };
 
 /// How long a request waits at the start for the first word of Redis. Until then a replica knows of no others and would
@@ -131,7 +134,7 @@ pub struct Request<'r> {
 
 /// A request, resolved into what is asked of whom.
 struct Plan {
-    demands: Vec<Demand>,
+    demands: Arc<[Demand]>,
     need: Need,
     month: Month,
     now_ms: u64,
@@ -178,7 +181,7 @@ impl Limiter {
             }
             Err(Gone) => {
                 let at = Circumstances::alone(plan.now_ms, redis.share());
-                let (demands, tokens) = (plan.demands.clone(), plan.need.amount.tokens);
+                let (demands, tokens) = (Arc::clone(&plan.demands), plan.need.amount.tokens);
                 let admission = self.decide(plan, at, Reserved { session: Some(redis.session()), cells: None })?;
                 // Redis may be there for the others, who must know of it.
                 redis.tell(demands.iter().map(|demand| Change::unasked(demand, tokens)).collect());
@@ -206,7 +209,7 @@ impl Limiter {
     }
 
     fn plan(&self, request: &Request<'_>) -> Plan {
-        let demands = self.0.policy.demands(request.key, request.ip, request.model);
+        let demands: Arc<[Demand]> = self.0.policy.demands(request.key, request.ip, request.model).into();
         let tightest = tightest_tpm(demands.iter().map(|demand| &demand.caps));
         let learned = self.0.lengths.of(request.model);
         let need = estimate::need(request.body, request.head, request.dialect, request.price, learned, tightest);
@@ -231,7 +234,7 @@ impl Limiter {
             Ok(counted) => counted,
             Err(refusal) => return Err(refused(&plan.demands, &refusal, standing)),
         };
-        if verdict.clock_jumped {
+        if redis.has_jumped(verdict.now_ms, plan.now_ms) {
             redis.lose("Redis's clock jumped ahead");
         } else if verdict.has_forgotten && self.is_learning(plan.now_ms) {
             self.begin_learning(plan.now_ms);
@@ -244,7 +247,7 @@ impl Limiter {
             return Ok(Admission { reservation: self.reservation(plan.demands, taken, reserved), standing });
         }
         let at = Circumstances { now_ms: plan.now_ms, share: redis.share(), windows_only: true };
-        let (demands, need) = (plan.demands.clone(), plan.need.amount);
+        let (demands, need) = (Arc::clone(&plan.demands), plan.need.amount);
         self.decide(plan, at, reserved).inspect_err(|_| {
             redis.change(reserved, || {
                 demands
@@ -256,7 +259,7 @@ impl Limiter {
         })
     }
 
-    fn reservation(&self, demands: Vec<Demand>, taken: Taken, reserved: Reserved) -> Reservation {
+    fn reservation(&self, demands: Arc<[Demand]>, taken: Taken, reserved: Reserved) -> Reservation {
         Reservation { limiter: self.clone(), demands, open: Some(taken), reserved }
     }
 
@@ -312,7 +315,7 @@ fn refused(demands: &[Demand], refusal: &Refusal, standing: Standing) -> Refused
 #[derive(Debug)]
 pub struct Reservation {
     limiter: Limiter,
-    demands: Vec<Demand>,
+    demands: Arc<[Demand]>,
     open: Option<Taken>,
     reserved: Reserved,
 }
@@ -323,7 +326,7 @@ impl Reservation {
     #[must_use]
     pub fn settle(mut self, actual: Amount) -> Unbooked {
         let Some(taken) = self.open.take() else { return Unbooked::nothing(&self.limiter) };
-        let demands = std::mem::take(&mut self.demands);
+        let demands = Arc::clone(&self.demands);
         let (limiter, reserved) = (self.limiter.clone(), self.reserved);
         let act = || limiter.0.memory.settle(&demands, taken, actual.tokens, actual, limiter.now_ms());
         limiter.change(reserved, act, || {
@@ -350,7 +353,7 @@ impl Drop for Reservation {
 #[derive(Debug)]
 pub struct Unbooked {
     limiter: Limiter,
-    demands: Vec<Demand>,
+    demands: Arc<[Demand]>,
     taken: Taken,
     held: Amount,
     reserved: Reserved,
@@ -359,7 +362,7 @@ pub struct Unbooked {
 
 impl Unbooked {
     fn nothing(limiter: &Limiter) -> Self {
-        let (demands, taken, held) = (Vec::new(), Taken::default(), Amount::default());
+        let (demands, taken, held) = (Arc::from([]), Taken::default(), Amount::default());
         Self { limiter: limiter.clone(), demands, taken, held, reserved: Reserved::default(), booked: None }
     }
 
@@ -378,10 +381,7 @@ impl Drop for Unbooked {
         self.limiter.change(self.reserved, act, || {
             let with_quota = self.demands.iter().filter(|demand| demand.caps.has_quota());
             with_quota
-                .map(|demand| {
-                    let key = key_of(&demand.subject);
-                    Change { key, release: self.held, booked: self.booked, ..Change::default() }
-                })
+                .map(|demand| Change { release: self.held, booked: self.booked, ..Change::of(demand.subject.clone()) })
                 .collect()
         });
     }

@@ -1,13 +1,13 @@
 //! The way to Redis: one server or a cluster, and the scripts on it.
+//!
+//! Each thread that serves requests has a connection of its own, which its own runtime drives: handing every request over to
+//! another thread and back cost more than the rest of an admission.
 
 use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicI64, AtomicU64},
-    },
+    sync::atomic::{AtomicI64, AtomicU64},
     time::Duration,
 };
 
@@ -18,16 +18,22 @@ use redis::{
     cluster_async::ClusterConnection,
 };
 
-use super::redis_wire::{Caller, Change, floats, groups};
+use thread_local::ThreadLocal;
+use tokio::sync::OnceCell;
+use tollgate_core::secret::Secret;
 
 /// How long an answer is waited for in the background.
 pub const LATE: Duration = Duration::from_secs(2);
 
-/// A connection that works.
+/// Connections that work.
 #[derive(Debug)]
 pub struct Link {
-    /// The connection.
+    /// The one of the background.
     pub connection: Connection,
+    /// Where they lead.
+    nodes: Secret,
+    /// Those of the threads that serve requests, made when they are first needed.
+    lanes: ThreadLocal<OnceCell<Connection>>,
     /// What it can run.
     pub scripts: Scripts,
     /// When the first request since the last answer was asked that got none; 0: there is no such request.
@@ -54,10 +60,8 @@ impl fmt::Debug for Connection {
 /// The scripts, by the names that Redis gave them.
 #[derive(Debug)]
 pub struct Scripts {
-    /// `lua/admit.lua`
-    pub admit: String,
-    /// `lua/change.lua`
-    pub change: String,
+    /// `lua/limits.lua`
+    pub limits: String,
     /// `lua/sync.lua`
     pub sync: String,
     /// `lua/replicas.lua`
@@ -66,6 +70,23 @@ pub struct Scripts {
 
 /// Answers on their way.
 pub type Answers = Pin<Box<dyn Future<Output = Result<Vec<Value>, RedisError>> + Send>>;
+
+impl Link {
+    /// A link over `connection`, which leads to `nodes`. `clock_ms`: their clock minus ours.
+    #[must_use]
+    pub fn new(connection: Connection, nodes: Secret, scripts: Scripts, clock_ms: i64) -> Self {
+        let (lanes, silent_since_ms) = (ThreadLocal::new(), AtomicU64::new(0));
+        Self { connection, nodes, lanes, scripts, silent_since_ms, clock_ms: AtomicI64::new(clock_ms) }
+    }
+
+    /// The connection of this thread.
+    ///
+    /// # Errors
+    /// If it has yet to be made, and cannot.
+    pub async fn lane(&self) -> Result<&Connection, RedisError> {
+        self.lanes.get_or_default().get_or_try_init(|| Connection::open(self.nodes.expose())).await
+    }
+}
 
 impl Connection {
     /// Is it a cluster?
@@ -95,23 +116,30 @@ impl Connection {
         client.get_async_connection().await.map(Self::Cluster)
     }
 
-    /// Sends each pipeline to the node that has its keys; returns what the last command of each answered.
+    /// Sends commands that are independent of each other, each to the node that has its keys, at the same time; returns what
+    /// each was answered.
     ///
     /// # Errors
     /// If an answer does not come. What a node says against a command is among the answers.
-    pub async fn send(&self, pipelines: Vec<Pipeline>) -> Result<Vec<Value>, RedisError> {
-        let each = pipelines.into_iter().map(|pipeline| {
-            let connection = self.clone();
-            async move {
-                let count = pipeline.len();
-                let values = match connection {
-                    Self::Single(mut single) => single.req_packed_commands(&pipeline, 0, count).await,
-                    Self::Cluster(mut cluster) => cluster.req_packed_commands(&pipeline, 0, count).await,
-                };
-                values.map(|mut values| values.pop().unwrap_or(Value::Nil))
+    pub fn send(&self, commands: impl IntoIterator<Item = Cmd>) -> Answers {
+        let commands: Vec<Cmd> = commands.into_iter().collect();
+        match self {
+            Self::Single(single) => {
+                let mut single = single.clone();
+                let mut all = Pipeline::with_capacity(commands.len());
+                for command in commands {
+                    all.add_command(command);
+                }
+                Box::pin(async move { single.req_packed_commands(&all, 0, all.len()).await })
             }
-        });
-        futures::future::try_join_all(each).await
+            Self::Cluster(cluster) => {
+                let each = commands.into_iter().map(|command| {
+                    let mut cluster = cluster.clone();
+                    async move { cluster.req_packed_command(&command).await }
+                });
+                Box::pin(futures::future::try_join_all(each.collect::<Vec<_>>()))
+            }
+        }
     }
 }
 
@@ -124,8 +152,7 @@ impl Scripts {
         const STATE: &str = include_str!("lua/state.lua");
         let with_state = |script: &str| format!("{STATE}\n{script}");
         Ok(Self {
-            admit: load(connection, with_state(include_str!("lua/admit.lua"))).await?,
-            change: load(connection, with_state(include_str!("lua/change.lua"))).await?,
+            limits: load(connection, with_state(include_str!("lua/limits.lua"))).await?,
             sync: load(connection, with_state(include_str!("lua/sync.lua"))).await?,
             replicas: load(connection, include_str!("lua/replicas.lua").to_owned()).await?,
         })
@@ -139,45 +166,4 @@ async fn load(connection: &mut Connection, script: String) -> Result<String, Red
         Connection::Single(single) => command.query_async(single).await,
         Connection::Cluster(cluster) => command.query_async(cluster).await,
     }
-}
-
-/// Sends `changes` and then `pipelines`; what is meant for the same node goes in this order. Returns the answers to the
-/// pipelines.
-pub fn send(link: &Arc<Link>, caller: &Caller, changes: Vec<Change>, pipelines: Vec<Pipeline>) -> Answers {
-    let mut before: Vec<Pipeline> = Vec::new();
-    if !changes.is_empty() {
-        let keys: Vec<String> = changes.iter().map(|change| change.key.clone()).collect();
-        for group in groups(&keys, link.connection.is_cluster()) {
-            let mut call = caller.call(&link.scripts.change, &group, &keys);
-            for &index in &group {
-                call.arg(floats(&changes[index].numbers()));
-            }
-            before.push(pipeline(call));
-        }
-    }
-    let connection = link.connection.clone();
-    let unanswered = before.len();
-    let pipelines = if link.connection.is_cluster() { [before, pipelines].concat() } else { joined(before, pipelines) };
-    let skipped = if link.connection.is_cluster() { unanswered } else { 0 };
-    Box::pin(async move {
-        let mut values = connection.send(pipelines).await?;
-        values.drain(..skipped.min(values.len()));
-        Ok(values)
-    })
-}
-
-/// One pipeline of all: one write, one read.
-fn joined(before: Vec<Pipeline>, after: Vec<Pipeline>) -> Vec<Pipeline> {
-    let mut all = Pipeline::new();
-    for command in before.iter().chain(&after).flat_map(Pipeline::cmd_iter) {
-        all.add_command(command.clone());
-    }
-    vec![all]
-}
-
-/// A pipeline of one command.
-pub fn pipeline(call: Cmd) -> Pipeline {
-    let mut pipeline = Pipeline::with_capacity(1);
-    pipeline.add_command(call);
-    pipeline
 }

@@ -3,13 +3,10 @@
 //! Numbers travel as packed doubles, one argument per subject: a script unpacks them in one call, where a dozen texts each
 //! would have to be sent, split and read. The forms are those that the heads of `lua/*.lua` describe.
 
-use std::collections::BTreeMap;
-
 use redis::{Cmd, RedisError, Value};
 use tollgate_core::limit::{
     Amount, Month, Subject,
-    standing::{Left, Standing},
-    state::{Demand, Kind, Mirror, Need, Refusal, Wait},
+    state::{Demand, Mirror},
     window::{CELL_MS, CELLS},
 };
 
@@ -17,10 +14,10 @@ use tollgate_core::limit::{
 pub const LEASE_S: u32 = 30;
 
 /// What is corrected at one subject.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// Name of its state.
-    pub key: String,
+    /// Whose state.
+    pub subject: Subject,
     /// Requests that ended.
     pub ended: u64,
     /// Cell of the reservation, in Redis's time, from which the next two are taken back.
@@ -77,99 +74,6 @@ pub fn key_of(subject: &Subject) -> String {
     }
 }
 
-/// The hash tag of a name made by [`key_of`].
-fn tag(key: &str) -> &str {
-    key.split_once('}').map_or(key, |(tag, _)| tag)
-}
-
-/// One admission, as it is asked of every node.
-#[derive(Debug)]
-pub struct Asked<'a> {
-    /// What binds the request.
-    pub demands: &'a [Demand],
-    /// The name of each subject's state.
-    pub keys: Vec<String>,
-    /// What this replica knows of each.
-    pub known: Vec<Known>,
-    /// What is to be reserved.
-    pub need: Need,
-    /// Whose quota it counts against.
-    pub month: Month,
-}
-
-impl Asked<'_> {
-    /// The call for those subjects (by index) whose state is on one node.
-    pub fn call(&self, script: &str, caller: &Caller, group: &[usize]) -> Cmd {
-        let mut call = caller.call(script, group, &self.keys);
-        let Need { amount, least } = self.need;
-        call.arg(floats(&[float(amount.tokens), float(amount.nano_usd), float(least.tokens), float(least.nano_usd)]));
-        for &index in group {
-            call.arg(floats(&self.subject(index)));
-        }
-        call
-    }
-
-    fn subject(&self, index: usize) -> [f64; 11] {
-        let (caps, known) = (&self.demands[index].caps, &self.known[index]);
-        [
-            float(caps.rpm),
-            float(caps.tpm),
-            float(caps.concurrency),
-            float(caps.monthly_tokens),
-            float(caps.monthly_nano_usd),
-            f64::from(self.month.0),
-            float(known.booked.tokens),
-            float(known.booked.nano_usd),
-            float(known.in_flight),
-            float(known.held.tokens),
-            float(known.held.nano_usd),
-        ]
-    }
-}
-
-/// The answer of one node to an admission.
-#[derive(Debug)]
-pub struct NodeAnswer {
-    /// Does it admit the request?
-    pub is_admitted: bool,
-    /// The time there, in milliseconds.
-    pub now_ms: u64,
-    /// Had it no state of a subject that was in use a moment ago?
-    pub has_forgotten: bool,
-    /// Why it refuses.
-    pub refusal: Option<Refusal>,
-}
-
-impl NodeAnswer {
-    /// Reads it, and adds what is left of the windows to `standing`.
-    ///
-    /// # Errors
-    /// The node's error, or that the reply is none.
-    pub fn parse(
-        value: Value,
-        group: &[usize],
-        asked: &Asked<'_>,
-        standing: &mut Standing,
-    ) -> Result<Self, RedisError> {
-        let (numbers, demands) = (numbers(value)?, asked.demands);
-        let is_admitted = numbers.first() == Some(&1);
-        let of_each = if is_admitted { 2 } else { 3 };
-        if numbers.len() != 6 + of_each * group.len() {
-            return Err(RedisError::from((redis::ErrorKind::Parse, "not the reply of an admission")));
-        }
-        show(standing, group, demands, &numbers);
-        Ok(Self {
-            is_admitted,
-            now_ms: u64::try_from(numbers[1]).unwrap_or(0),
-            has_forgotten: group
-                .iter()
-                .enumerate()
-                .any(|(bit, &index)| numbers[2] >> bit & 1 == 1 && asked.known[index].is_recent),
-            refusal: if is_admitted { None } else { refusal(group, demands, &numbers) },
-        })
-    }
-}
-
 /// Who calls a script, and when.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -182,45 +86,70 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// A call of a script for those of `keys` that `group` names, with the arguments that every script but the register
-    /// begins with.
-    pub fn call(&self, script: &str, group: &[usize], keys: &[String]) -> Cmd {
+    /// A call of a script for `keys`, with the arguments that every script but the register begins with.
+    pub fn call(&self, script: &str, keys: &[String]) -> Cmd {
         let mut call = redis::cmd("EVALSHA");
-        call.arg(script).arg(group.len());
-        for &index in group {
-            call.arg(&keys[index]);
+        call.arg(script).arg(keys.len());
+        for key in keys {
+            call.arg(key);
         }
         call.arg(&self.clock).arg(&self.holder[..]).arg(self.session).arg(LEASE_S);
         call
     }
 }
 
-/// The indexes of `keys` by hash tag; all together unless it is a cluster.
-pub fn groups(keys: &[String], is_cluster: bool) -> Vec<Vec<usize>> {
-    if !is_cluster {
-        return vec![(0..keys.len()).collect()];
-    }
-    let mut by_tag: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
-    for (index, key) in keys.iter().enumerate() {
-        by_tag.entry(tag(key)).or_default().push(index);
-    }
-    by_tag.into_values().collect()
-}
-
 impl Change {
+    /// Nothing to correct at `subject` yet.
+    #[must_use]
+    pub fn of(subject: Subject) -> Self {
+        let (hold, release, unbook) = (Amount::default(), Amount::default(), Amount::default());
+        let (ended, cell, requests, tokens, begun, more, booked) = (0, 0, 0, 0, 0, 0, None);
+        Self { subject, ended, cell, requests, tokens, begun, more, hold, release, booked, unbook }
+    }
+
+    /// Takes in a later correction of the same subject; `false`, and nothing done, if the two must stay apart: what is taken
+    /// back is taken from one cell, and what is booked belongs to one month.
+    pub fn take_in(&mut self, later: &Self) -> bool {
+        let takes_back = |change: &Self| change.requests > 0 || change.tokens > 0;
+        let month = |change: &Self| change.booked.map(|(month, _)| month);
+        let months_differ = month(self).zip(month(later)).is_some_and(|(mine, other)| mine != other);
+        if months_differ || (takes_back(self) && takes_back(later) && self.cell != later.cell) {
+            return false;
+        }
+        if !takes_back(self) {
+            self.cell = later.cell;
+        }
+        for (sum, n) in [
+            (&mut self.ended, later.ended),
+            (&mut self.requests, later.requests),
+            (&mut self.tokens, later.tokens),
+            (&mut self.begun, later.begun),
+            (&mut self.more, later.more),
+        ] {
+            *sum = sum.saturating_add(n);
+        }
+        self.hold = self.hold.plus(later.hold);
+        self.release = self.release.plus(later.release);
+        self.unbook = self.unbook.plus(later.unbook);
+        if let Some((month, amount)) = later.booked {
+            let sum = self.booked.map_or(amount, |(_, known)| known.plus(amount));
+            self.booked = Some((month, sum));
+        }
+        true
+    }
+
     /// What was admitted without asking.
     #[must_use]
     pub fn unasked(demand: &Demand, tokens: u64) -> Self {
         let (begun, more) = (u64::from(demand.caps.rpm > 0), if demand.caps.tpm > 0 { tokens } else { 0 });
-        Self { key: key_of(&demand.subject), begun, more, ..Self::default() }
+        Self { begun, more, ..Self::of(demand.subject.clone()) }
     }
 
     /// An admission that is undone as if it had never been.
     #[must_use]
     pub fn undo(demand: &Demand, cell: u64, need: Amount) -> Self {
         let release = if demand.caps.has_quota() { need } else { Amount::default() };
-        let key = key_of(&demand.subject);
-        Self { key, ended: 1, cell, requests: 1, tokens: need.tokens, release, ..Self::default() }
+        Self { ended: 1, cell, requests: 1, tokens: need.tokens, release, ..Self::of(demand.subject.clone()) }
     }
 
     /// What a settlement changes in Redis; `None`: nothing.
@@ -230,14 +159,13 @@ impl Change {
         let if_limited = |tokens: u64| if limits_tokens { tokens } else { 0 };
         let if_quota = |amount: Amount| if has_quota { amount } else { Amount::default() };
         let change = Self {
-            key: key_of(&demand.subject),
             ended: 1,
             cell,
             tokens: if_limited(need.tokens.saturating_sub(actual.tokens)),
             more: if_limited(actual.tokens.saturating_sub(need.tokens)),
             hold: if_quota(actual),
             release: if_quota(need),
-            ..Self::default()
+            ..Self::of(demand.subject.clone())
         };
         let counts = demand.caps.concurrency > 0 || has_quota;
         (counts || change.tokens > 0 || change.more > 0).then_some(change)
@@ -271,48 +199,6 @@ pub fn numbers(value: Value) -> Result<Vec<i64>, RedisError> {
     redis::from_redis_value(value).map_err(RedisError::from)
 }
 
-/// What a refusing group says. Kinds and waits are those of `admit.lua`.
-fn refusal(group: &[usize], demands: &[Demand], numbers: &[i64]) -> Option<Refusal> {
-    let demand = *group.get(usize::try_from(numbers[3]).ok()?)?;
-    let caps = &demands[demand].caps;
-    let (kind, limit) = match numbers[4] {
-        0 => (Kind::Rpm, caps.rpm),
-        1 => (Kind::Tpm, caps.tpm),
-        2 => (Kind::Concurrency, caps.concurrency),
-        3 => (Kind::MonthlyTokens, caps.monthly_tokens),
-        _ => (Kind::MonthlyUsd, caps.monthly_nano_usd),
-    };
-    let wait = match numbers[5] {
-        -1 => Wait::NextMonth,
-        -2 => Wait::Never,
-        ms => Wait::Ms(u64::try_from(ms).unwrap_or(0)),
-    };
-    Some(Refusal { demand, kind, limit, wait })
-}
-
-/// Adds what is left of the windows. Of a request that is admitted nobody needs to say when they will be whole again: it is
-/// in the newest cell itself.
-fn show(standing: &mut Standing, group: &[usize], demands: &[Demand], numbers: &[i64]) {
-    let number = |n: i64| u64::try_from(n).unwrap_or(0);
-    let now_ms = number(numbers[1]);
-    let whole = (now_ms / CELL_MS + CELLS as u64) * CELL_MS - now_ms;
-    let (used, resets) = numbers[6..].split_at(2 * group.len());
-    for (place, &index) in group.iter().enumerate() {
-        let caps = &demands[index].caps;
-        let left = |limit: u64, which: usize| {
-            let used = number(used[2 * place + which]);
-            let reset_ms = resets.get(place).map_or(whole, |ms| number(*ms));
-            Left { limit, remaining: limit.saturating_sub(used), reset_ms: if used == 0 { 0 } else { reset_ms } }
-        };
-        if caps.rpm > 0 {
-            standing.see_requests(left(caps.rpm, 0));
-        }
-        if caps.tpm > 0 {
-            standing.see_tokens(left(caps.tpm, 1));
-        }
-    }
-}
-
 /// Reads the head and the cells of a state, as `state.lua` writes them.
 pub fn parse_state(bytes: &[u8], now_ms: u64, local_ms: u64) -> Option<Shown> {
     const CELLS_AT: usize = 50;
@@ -342,7 +228,32 @@ pub fn float(n: u64) -> f64 {
     n as f64
 }
 
-/// Numbers as the scripts unpack them.
-pub fn floats(numbers: &[f64]) -> Vec<u8> {
-    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
+/// Adds numbers as the scripts unpack them.
+pub fn put(bytes: &mut Vec<u8>, numbers: &[f64]) {
+    bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tollgate_core::id::UserId;
+
+    #[test]
+    fn corrections_are_taken_together_unless_they_are_about_different_cells_or_months() {
+        let back = |cell, tokens| Change { cell, tokens, ended: 1, ..Change::of(Subject::User(UserId(1))) };
+        let mut change = back(7, 10);
+        assert!(change.take_in(&back(7, 5)));
+        assert_eq!((change.tokens, change.ended), (15, 2));
+        assert!(!change.take_in(&back(8, 5)));
+        assert_eq!((change.tokens, change.ended), (15, 2));
+        assert!(change.take_in(&back(8, 0)), "nothing is taken from the other cell");
+        assert_eq!((change.cell, change.tokens, change.ended), (7, 15, 3));
+        let mut late = back(0, 0);
+        assert!(late.take_in(&back(9, 1)));
+        assert_eq!((late.cell, late.tokens), (9, 1));
+        let booked = |month| Change { booked: Some((Month(month), Amount { tokens: 1, nano_usd: 2 })), ..back(7, 0) };
+        assert!(change.take_in(&booked(1)) && change.take_in(&booked(1)));
+        assert!(!change.take_in(&booked(2)));
+        assert_eq!(change.booked, Some((Month(1), Amount { tokens: 2, nano_usd: 4 })));
+    }
 }

@@ -15,8 +15,9 @@ use tollgate_core::{
 
 use super::{
     Limiter,
-    redis::{Redis, Reserved, SYNC_BATCH},
-    redis_wire::{Change, key_of},
+    redis::{Redis, Reserved},
+    redis_background::SYNC_BATCH,
+    redis_wire::Change,
 };
 
 /// How often the shared windows are copied, and this replica says that it is alive.
@@ -96,10 +97,9 @@ impl Limiter {
     pub fn correct_redis(&self, subject: &Subject, month: Month, seen: Amount, truth: Amount) {
         if let Some(redis) = &self.0.redis {
             let change = Change {
-                key: key_of(subject),
                 booked: Some((month, truth.minus(seen))),
                 unbook: seen.minus(truth),
-                ..Change::default()
+                ..Change::of(subject.clone())
             };
             redis.change(Reserved { session: Some(redis.session()), cells: Some([0; MAX_DEMANDS]) }, || vec![change]);
         }

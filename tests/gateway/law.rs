@@ -186,7 +186,7 @@ impl Replica {
     fn change(&self, held: &Held, act: impl FnOnce(), change: impl Fn(&Demand) -> Change) {
         self.redis.change(held.reserved, || {
             act();
-            held.demands.iter().map(|demand| Change { key: key_of(&demand.subject), ..change(demand) }).collect()
+            held.demands.iter().map(change).collect()
         });
         self.runtime.block_on(self.redis.flush());
     }
@@ -207,11 +207,12 @@ impl Replica {
 impl Place for Replica {
     fn admit(&self, demands: &[Demand], need: Need) -> (Result<Held, Refusal>, Standing) {
         let known = || demands.iter().map(|demand| self.known(demand)).collect();
-        let asked = self.redis.admit(demands, need, month(self.now()), self.now(), known);
+        let demands: Arc<[Demand]> = Arc::from(demands);
+        let asked = self.redis.admit(&demands, need, month(self.now()), self.now(), known);
         let verdict = self.runtime.block_on(asked).expect("Redis answers");
         let held = verdict.decision.map(|counted| Held {
             demands: demands.to_vec(),
-            taken: self.memory.record(demands, need.amount, self.now()),
+            taken: self.memory.record(&demands, need.amount, self.now()),
             reserved: Reserved { session: Some(counted.session), cells: Some(counted.cells) },
         });
         (held, verdict.standing)
@@ -225,7 +226,7 @@ impl Place for Replica {
             let tokens = if_limited(need.tokens.saturating_sub(used.tokens));
             let more = if_limited(used.tokens.saturating_sub(need.tokens));
             let (hold, release) = (if_quota(used), if_quota(need));
-            Change { ended: 1, cell, tokens, more, hold, release, ..Change::default() }
+            Change { ended: 1, cell, tokens, more, hold, release, ..Change::of(demand.subject.clone()) }
         };
         self.change(&held, || self.memory.settle(&held.demands, held.taken, used.tokens, used, self.now()), settle);
         Unbooked { held, used }
@@ -235,7 +236,7 @@ impl Place for Replica {
         let (need, cell) = (held.taken.need, held.reserved.cell(0));
         let undo = |demand: &Demand| {
             let release = if demand.caps.has_quota() { need } else { Amount::default() };
-            Change { ended: 1, cell, requests: 1, tokens: need.tokens, release, ..Change::default() }
+            Change { ended: 1, cell, requests: 1, tokens: need.tokens, release, ..Change::of(demand.subject.clone()) }
         };
         self.change(&held, || self.memory.undo(&held.demands, held.taken), undo);
     }
@@ -243,8 +244,8 @@ impl Place for Replica {
     fn book(&self, unbooked: Unbooked) {
         let (used, month) = (unbooked.used, month(self.now()));
         let booking = |demand: &Demand| match demand.caps.has_quota() {
-            true => Change { release: used, booked: Some((month, used)), ..Change::default() },
-            false => Change::default(),
+            true => Change { release: used, booked: Some((month, used)), ..Change::of(demand.subject.clone()) },
+            false => Change::of(demand.subject.clone()),
         };
         self.change(&unbooked.held, || book(&unbooked, &self.memory, &self.books, month), booking);
     }
@@ -792,7 +793,8 @@ fn a_redis_that_forgot_is_told_from_a_subject_that_is_new() {
     let demands = [Demand { subject: Subject::of_ip([192, 0, 2, 1].into()), caps: rpm(9) }, someone(rpm(9))];
     let forgot = |demands: &[Demand]| {
         let known = || demands.iter().map(|demand| replica.known(demand)).collect();
-        let asked = replica.redis.admit(demands, Need::default(), month(NOW), NOW, known);
+        let all = Arc::from(demands);
+        let asked = replica.redis.admit(&all, Need::default(), month(NOW), NOW, known);
         let verdict = replica.runtime.block_on(asked).unwrap();
         replica.memory.record(demands, Amount::default(), NOW);
         verdict.has_forgotten
@@ -826,9 +828,10 @@ fn a_replica_whose_clock_is_ahead_gives_no_quota_anew() {
     let someone = someone(quota(100));
     let used = one.settle(one.one(&someone, 100).unwrap(), amount(100));
     one.book(used);
+    let alone = Arc::from([someone.clone()]);
     let ask = |month: Month| {
         let known = || vec![Known { booked: one.books.of(month, &someone.subject), ..Known::default() }];
-        let asked = one.redis.admit(std::slice::from_ref(&someone), amount(1).into(), month, one.now(), known);
+        let asked = one.redis.admit(&alone, amount(1).into(), month, one.now(), known);
         one.runtime.block_on(asked).unwrap().decision
     };
     assert!(ask(month(midnight)).is_err(), "Redis is still in the old month");
@@ -842,14 +845,74 @@ fn a_redis_whose_clock_is_behind_holds_the_quota_of_the_new_month() {
     let server = Server::start();
     let one = Replica::new(&server, b'a');
     let next = month(NOW).next();
-    let someone = someone(quota(100));
+    let alone = Arc::from([someone(quota(100))]);
     let ask = |booked: u64| {
         let known = || vec![Known { booked: amount(booked), ..Known::default() }];
-        let asked = one.redis.admit(std::slice::from_ref(&someone), amount(10).into(), next, one.now(), known);
+        let asked = one.redis.admit(&alone, amount(10).into(), next, one.now(), known);
         one.runtime.block_on(asked).unwrap().decision
     };
     assert!(ask(0).is_ok());
     assert_eq!(ask(95).unwrap_err().kind, Kind::MonthlyTokens, "95 are booked in the month the replica is in");
+}
+
+/// Whoever asks together is decided upon as if one had asked after the other.
+#[test]
+fn requests_that_go_together_are_decided_one_by_one() {
+    let server = Server::start();
+    for_each_input(24, &(any_caps(), any_caps(), prop::collection::vec((0_u64..40, any::<bool>()), 2..150)), |input| {
+        let (first, second, wants) = input;
+        let () = server.command(&["FLUSHALL"]);
+        let (replica, process) = (Replica::new(&server, b'a'), Process::new());
+        let demands = [
+            Demand { subject: Subject::User(UserId(1)), caps: *first },
+            Demand { subject: Subject::Key(UserId(1), KeyId(1)), caps: *second },
+        ];
+        let of = |both: bool| if both { &demands[..] } else { &demands[..1] };
+        let alone: Vec<_> = wants.iter().map(|(want, both)| process.admit(of(*both), amount(*want).into())).collect();
+        let together =
+            futures::future::join_all(
+                wants.iter().map(|(want, both)| {
+                    let known = || of(*both).iter().map(|demand| replica.known(demand)).collect();
+                    let all = Arc::from(of(*both));
+                    let redis = &replica.redis;
+                    async move {
+                        redis.admit(&all, amount(*want).into(), month(NOW), NOW, known).await.expect("Redis answers")
+                    }
+                }),
+            );
+        let together = replica.runtime.block_on(together);
+        for ((decision, standing), verdict) in alone.iter().zip(together) {
+            prop_assert_eq!(decision.as_ref().err(), verdict.decision.as_ref().err());
+            let remaining =
+                |standing: &Standing| [standing.requests, standing.tokens].map(|left| left.map(|left| left.remaining));
+            prop_assert_eq!(remaining(standing), remaining(&verdict.standing));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_given_back_between_two_requests_is_free_for_the_second() {
+    let server = Server::start();
+    let replica = Replica::new(&server, b'a');
+    let one = someone(at_once(1));
+    let demands: Arc<[Demand]> = Arc::from([one.clone()]);
+    let mut held = replica.one(&one, 0).unwrap();
+    for _ in 0..50 {
+        // Not flushed: it rides along with the next request.
+        replica.redis.change(held.reserved, || {
+            replica.memory.settle(&held.demands, held.taken, 0, Amount::default(), NOW);
+            vec![Change { ended: 1, ..Change::of(one.subject.clone()) }]
+        });
+        let asked = replica.redis.admit(&demands, Need::default(), month(NOW), NOW, || vec![replica.known(&one)]);
+        let counted = replica.runtime.block_on(asked).unwrap().decision.expect("the place is free again");
+        held = Held {
+            demands: demands.to_vec(),
+            taken: replica.memory.record(&demands, Amount::default(), NOW),
+            reserved: Reserved { session: Some(counted.session), cells: Some(counted.cells) },
+        };
+        assert!(replica.one(&one, 0).is_err(), "and taken");
+    }
 }
 
 #[test]

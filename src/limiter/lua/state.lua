@@ -17,11 +17,14 @@ local CELLS, CELL, CELL_SIZE = 61, '<I3I6', 9
 local HOLDER, HOLDER_SIZE, MAX_HOLDERS = '<c8I4I4I4I7I7', 34, 42
 local RING_SIZE = CELLS * CELL_SIZE
 -- As texts: Redis would write numbers out anew at every call.
-local HEAD_FROM, TO_END, TTL, QUOTA_TTL = tostring(RING_SIZE), '-1', '180', '3456000'
+local HEAD_FROM, TO_END, TTL, QUOTA_TTL = '549', '-1', '180', '3456000'
 local HOLDERS_AT = HEAD_SIZE + 1
 local MOST, MOST_REQUESTS, MOST_TOKENS = 4e15, 16777215, 281474976710655
-local NOTHING = string.rep('\0', CELL_SIZE)
-local EMPTY = string.rep(NOTHING, CELLS)
+
+-- Cells with nothing in them.
+local function nothing(bytes)
+  return string.rep('\0', bytes)
+end
 
 -- Milliseconds of Redis's clock; tests give their own.
 local function clock(given)
@@ -44,8 +47,8 @@ end
 
 -- `v` is head and holders as they were read; `ring` a ring that is to be written whole.
 local function new_state(key, cell)
-  return { key = key, v = string.rep('\0', HEAD_SIZE), ring = EMPTY, newest = cell, filled = 0, rs = 0, ts = 0, month = 0,
-           bt = 0, bn = 0, quota = 0, cr = 0, ct = 0 }
+  return { key = key, v = nothing(HEAD_SIZE), ring = nothing(RING_SIZE), newest = cell, filled = 0, rs = 0, ts = 0, month = 0,
+           bt = 0, bn = 0, quota = 0, cr = 0, ct = 0, is_held = false }
 end
 
 -- Reads a state; nil: there is none. What is not ours is an error that names the key.
@@ -58,8 +61,9 @@ local function load(key)
   local _, newest, filled, rs, ts, month, bt, bn, quota, cr, ct = unpack(HEAD, v)
   -- All fields at once: a table that grows is made anew several times.
   return { key = key, v = v, ring = false, newest = newest, filled = filled, rs = rs, ts = ts, month = month, bt = bt,
-           bn = bn, quota = quota, cr = cr, ct = ct, old = false, old_r = 0, old_t = 0, aged = false, turned_back = false, at = 0, busy = 0,
-           tokens = 0, nano = 0, expires = 0, session = 0, rpm = 0, tpm = 0 }
+           bn = bn, quota = quota, cr = cr, ct = ct, old = false, old_r = 0, old_t = 0, aged = false, turned_back = false,
+           at = false, is_held = false, busy = 0, tokens = 0, nano = 0, expires = 0, session = 0, others_busy = false,
+           others_tokens = 0, others_nano = 0, rpm = 0, tpm = 0, counts = false, dirty = false }
 end
 
 -- A cell that holds so much, or as much as it can.
@@ -105,7 +109,7 @@ local function whole_ring(s)
   local ring = s.ring or call('GETRANGE', s.key, 0, RING_SIZE - 1)
   if s.old then
     local from, first, rest = runs(s.old + 1, s.newest - s.old)
-    ring = with(with(ring, from + 1, EMPTY:sub(1, first)), 1, EMPTY:sub(1, rest))
+    ring = with(with(ring, from + 1, nothing(first)), 1, nothing(rest))
     ring = with(ring, offset(s.old) + 1, cell_of(s.old_r, s.old_t))
   end
   return with(ring, offset(s.newest) + 1, cell_of(s.cr, s.ct))
@@ -124,7 +128,7 @@ local function advance(s, cell)
       s.ring = ring:sub(by + 1) .. ring:sub(1, by)
       s.filled = math.max(0, s.filled + passed)
     elseif passed >= CELLS then
-      s.ring, s.rs, s.ts, s.cr, s.ct = EMPTY, 0, 0, 0, 0
+      s.ring, s.rs, s.ts, s.cr, s.ct = nothing(RING_SIZE), 0, 0, 0, 0
     else
       local requests, tokens = sum_of(s.key, s.newest + 1, passed)
       s.old, s.old_r, s.old_t, s.cr, s.ct = s.newest, s.cr, s.ct, 0, 0
@@ -185,8 +189,8 @@ local function store(s, holders)
   end
   if s.old then
     local from, first, rest = runs(s.old + 1, s.newest - s.old)
-    call('SETRANGE', s.key, from, EMPTY:sub(1, first))
-    if rest > 0 then call('SETRANGE', s.key, 0, EMPTY:sub(1, rest)) end
+    call('SETRANGE', s.key, from, nothing(first))
+    if rest > 0 then call('SETRANGE', s.key, 0, nothing(rest)) end
     call('SETRANGE', s.key, offset(s.old), cell_of(s.old_r, s.old_t))
   end
   call('SETRANGE', s.key, HEAD_FROM, head(s) .. holders)
@@ -212,46 +216,46 @@ local function reset_ms(s, now)
   return math.max(0, (s.filled + CELLS) * 1000 - now)
 end
 
--- What all holders hold together, and where ours stands. Those who ceased to renew do not count, and their place is free.
--- If ours is not there, or only from an earlier session, it holds what `own` says: this replica knows best what it holds.
--- A call of an earlier session that was overtaken counts in the later one.
-local function holdings(s, id, session, own_busy, own_tokens, own_nano, seconds)
-  local busy, tokens, nano, ours, free = 0, 0, 0, nil, nil
+-- Reads the holders, once: what the others hold, and where ours stands. Those who ceased to renew do not count, and their
+-- place is free.
+local function find_holders(s, id, seconds)
+  if s.others_busy then return end
+  local busy, tokens, nano, free = 0, 0, 0, nil
+  s.at, s.is_held = false, false
   for at = HOLDERS_AT, #s.v, HOLDER_SIZE do
     local h_id, h_session, expires, h_busy, h_tokens, h_nano = unpack(HOLDER, s.v, at)
     if expires <= seconds then
       free = free or at
+    elseif h_id == id then
+      s.at, s.is_held, s.session, s.expires = at, true, h_session, expires
+      s.busy, s.tokens, s.nano = h_busy, h_tokens, h_nano
     else
-      if h_id == id then
-        ours, s.expires = at, expires
-        s.session = math.max(h_session, session)
-        if h_session < session then
-          -- As good as expired: whoever renews it next stores what it holds now.
-          s.expires, h_busy, h_tokens, h_nano = 0, own_busy, own_tokens, own_nano
-        end
-        s.busy, s.tokens, s.nano = h_busy, h_tokens, h_nano
-      end
       busy, tokens, nano = busy + h_busy, tokens + h_tokens, nano + h_nano
     end
   end
-  if not ours then
-    s.session = session
-    ours = free or #s.v + 1
+  if not s.at then
+    s.at = free or #s.v + 1
     -- Should there ever be more replicas than fit, the first makes room.
-    if ours >= HOLDERS_AT + MAX_HOLDERS * HOLDER_SIZE then ours = HOLDERS_AT end
-    s.expires, s.busy, s.tokens, s.nano = 0, own_busy, own_tokens, own_nano
-    busy, tokens, nano = busy + own_busy, tokens + own_tokens, nano + own_nano
+    if s.at >= HOLDERS_AT + MAX_HOLDERS * HOLDER_SIZE then s.at = HOLDERS_AT end
   end
-  s.at = ours
-  return busy, tokens, nano
+  s.others_busy, s.others_tokens, s.others_nano = busy, tokens, nano
+end
+
+-- If ours is not there, or only from an earlier session, it holds what the replica says: that knows best what it holds. A
+-- call of an earlier session that was overtaken counts in the later one.
+local function be_held(s, session, busy, tokens, nano)
+  if s.is_held and s.session >= session then return end
+  -- As good as expired: whoever renews it next stores what it holds now.
+  s.is_held, s.session, s.expires, s.busy, s.tokens, s.nano = true, session, 0, busy, tokens, nano
 end
 
 -- All holders, with ours as it is now.
-local function holders_with_ours(s, id, expires)
+local function held(s, id)
+  if not s.is_held then return s.v:sub(HOLDERS_AT) end
   local tokens, nano = s.tokens, s.nano
   if tokens > MOST then tokens = MOST end
   if nano > MOST then nano = MOST end
-  local ours = pack(HOLDER, id, s.session, expires, s.busy, tokens, nano)
+  local ours = pack(HOLDER, id, s.session, s.expires, s.busy, tokens, nano)
   if s.at == HOLDERS_AT and #s.v < s.at + HOLDER_SIZE then return ours end
   return s.v:sub(HOLDERS_AT, s.at - 1) .. ours .. s.v:sub(s.at + HOLDER_SIZE)
 end

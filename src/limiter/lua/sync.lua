@@ -13,8 +13,12 @@ for i = 1, #KEYS do
   if holds then
     s = s or new_state(KEYS[i], seconds)
     advance(s, seconds)
-    holdings(s, id, session, busy, tokens, nano, seconds)
-    if s.expires < seconds + lease / 2 then store(s, holders_with_ours(s, id, seconds + lease)) end
+    find_holders(s, id, seconds)
+    be_held(s, session, busy, tokens, nano)
+    if s.expires < seconds + lease / 2 then
+      s.expires = seconds + lease
+      store(s, held(s, id))
+    end
   end
   -- What is stored is still in here as it was computed.
   reply[i + 1] = s and head(s) .. whole_ring(s) or ''

@@ -1,0 +1,136 @@
+-- Decides on requests and corrects what was decided before, in the order in which this replica did both.
+-- KEYS: every state that is touched, once.
+-- ARGV: clock | holder | session | lease in seconds | steps, one after the other, each of
+--         a correction: 0 as I2; key (from 1) as I2; 11 doubles: requests that ended; cell of the reservation, requests and
+--           tokens to take back from it; requests and tokens to add now; held tokens and nano-dollars to add (negative: to
+--           let go); month, tokens and nano-dollars that were booked.
+--         a request: number of its subjects as I2; 5 doubles: tokens, nano-dollars, least tokens, least nano-dollars,
+--           month; for each subject: key as I2; 10 doubles: rpm, tpm, concurrency, monthly tokens, monthly nano-dollars;
+--           tokens and nano-dollars of the books; what this holder holds: requests in flight, tokens, nano-dollars.
+-- Reply: now; for each request: verdict (1: admitted at all of its subjects, 0: at none, -1: the state of the refusing
+--   subject is not ours), which subjects had no state (bit by bit), refusing subject (from 0), kind, wait (-1: next month,
+--   -2: never); for each of its subjects: requests, tokens, and, if it is not admitted, their reset.
+--
+-- Each state is read once and written once, however many steps touch it.
+local now = clock(ARGV[1])
+local cell = math.floor(now / 1000)
+local id, session, lease = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local steps, at = ARGV[5], 1
+local states, foreign = {}, {}
+local reply, n = { now }, 1
+local max = math.max
+
+-- The state behind a key; nil: there is none, or it is not ours.
+local function state(key)
+  local s = states[key]
+  if s == nil then
+    local problem
+    s, problem = load(KEYS[key])
+    foreign[key] = problem
+    if s then advance(s, cell) end
+    states[key] = s or false
+  end
+  return s or nil
+end
+
+-- What has no state, or no holder of this session, has nothing to correct: the holder brings its truth when it comes again.
+local function correct(key)
+  local ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano
+  key, ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano, at =
+    unpack('<I2ddddddddddd', steps, at)
+  local s = state(key)
+  if not s then return end
+  if requests > 0 or tokens > 0 then take_back(s, from, requests, tokens) end
+  if begun > 0 or more > 0 then add(s, begun, more) end
+  if s.month == month then s.bt, s.bn = max(0, s.bt + b_tokens), max(0, s.bn + b_nano) end
+  if ended > 0 or held_tokens ~= 0 or held_nano ~= 0 then
+    find_holders(s, id, cell)
+    if s.is_held and s.session == session then
+      s.busy, s.tokens, s.nano = max(0, s.busy - ended), max(0, s.tokens + held_tokens), max(0, s.nano + held_nano)
+    end
+  end
+  s.dirty = true
+end
+
+local function decide(count)
+  local need_tokens, need_nano, least_tokens, least_nano, month
+  need_tokens, need_nano, least_tokens, least_nano, month, at = unpack('<ddddd', steps, at)
+  local asked, fresh = {}, 0
+  local worst, refusing, kind, wait = 0, 0, 0, 0
+  local function refuse(rank, subject, which, ms)
+    -- What takes longest to give way is named; of equals the last.
+    if rank >= worst then worst, refusing, kind, wait = rank, subject, which, ms end
+  end
+  for i = 1, count do
+    local key, rpm, tpm, most_busy, m_tokens, m_nano, b_tokens, b_nano, own_busy, own_tokens, own_nano
+    key, rpm, tpm, most_busy, m_tokens, m_nano, b_tokens, b_nano, own_busy, own_tokens, own_nano, at =
+      unpack('<I2dddddddddd', steps, at)
+    local s = state(key)
+    if foreign[key] then
+      s = new_state(KEYS[key], cell)
+      refuse(1e19, i, -1, 0)
+    elseif not s then
+      s, fresh = new_state(KEYS[key], cell), fresh + 2 ^ (i - 1)
+      states[key] = s
+    end
+    asked[i], s.rpm, s.tpm = s, rpm, tpm
+    if rpm > 0 and s.rs + 1 > rpm then
+      local ms = wait_ms(s, 1, 0, rpm, 0, now)
+      refuse(ms, i, 0, ms)
+    end
+    if tpm > 0 then
+      if need_tokens > tpm then
+        refuse(1e18, i, 1, -2)
+      elseif s.ts + need_tokens > tpm then
+        local ms = wait_ms(s, 0, need_tokens, 0, tpm, now)
+        refuse(ms, i, 1, ms)
+      end
+    end
+    -- Who holds what matters only where requests at once or a quota are limited.
+    s.counts = most_busy > 0 or m_tokens > 0 or m_nano > 0
+    if s.counts then
+      find_holders(s, id, cell)
+      be_held(s, session, own_busy, own_tokens, own_nano)
+      if most_busy > 0 and s.others_busy + s.busy >= most_busy then refuse(1000, i, 2, 1000) end
+      if m_tokens > 0 or m_nano > 0 then
+        s.quota = 1
+        turn_page(s, now, month, b_tokens, b_nano)
+        local bt, bn = s.bt, s.bn
+        -- A replica that is in the next month already is bound by both: what it books there is not counted here yet.
+        if month > s.month then bt, bn = max(bt, b_tokens), max(bn, b_nano) end
+        if m_tokens > 0 and bt + s.others_tokens + s.tokens + least_tokens > m_tokens then refuse(1e17, i, 3, -1) end
+        if m_nano > 0 and bn + s.others_nano + s.nano + least_nano > m_nano then refuse(1e17, i, 4, -1) end
+      end
+    end
+  end
+  reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4], reply[n + 5] =
+    kind == -1 and -1 or (worst == 0 and 1 or 0), fresh, refusing - 1, kind, wait
+  n = n + 5
+  for i = 1, count do
+    local s = asked[i]
+    if worst == 0 then
+      add(s, s.rpm > 0 and 1 or 0, s.tpm > 0 and need_tokens or 0)
+      if s.counts then
+        s.busy, s.expires = s.busy + 1, cell + lease
+        if s.quota == 1 then s.tokens, s.nano = s.tokens + need_tokens, s.nano + need_nano end
+      end
+      s.dirty = true
+      reply[n + 1], reply[n + 2] = s.rs, s.ts
+      n = n + 2
+    else
+      reply[n + 1], reply[n + 2], reply[n + 3] = s.rs, s.ts, reset_ms(s, now)
+      n = n + 3
+    end
+  end
+end
+
+while at <= #steps do
+  local count
+  count, at = unpack('<I2', steps, at)
+  if count == 0 then correct() else decide(count) end
+end
+for _, s in pairs(states) do
+  -- A clock that went back is noted by a refusal too, or the window would stand still until the clock is where it was.
+  if s and (s.dirty or s.turned_back) then store(s, held(s, id)) end
+end
+return reply

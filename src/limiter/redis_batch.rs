@@ -1,0 +1,322 @@
+//! One batch: what is asked and told of Redis in one round trip, and what it answers to each request.
+//!
+//! A batch is one script call, which reads and writes each state once, however many of the requests need it. In a cluster
+//! it is one call for each hash tag; a request that only some of its calls admit is undone at those.
+
+use std::collections::HashMap;
+
+use redis::{Cmd, ErrorKind, RedisError, Value};
+use tollgate_core::{
+    id::UserId,
+    limit::{
+        Amount, Subject,
+        policy::MAX_DEMANDS,
+        standing::{Left, Standing},
+        state::{Demand, Kind, Refusal, Wait},
+        window::{CELL_MS, CELLS},
+    },
+};
+
+use super::{
+    redis::{Counted, Verdict},
+    redis_queue::{Ask, Step},
+    redis_wire::{Caller, Change, float, key_of, numbers, put},
+};
+
+/// The verdict on one request: `None`: a state is not ours, so there is none.
+pub(super) type Judged = (Ask, Option<Verdict>);
+
+/// What goes to Redis together.
+#[derive(Debug)]
+pub(super) struct Batch {
+    asks: Vec<Ask>,
+    calls: Vec<Call>,
+    /// The session that all of it belongs to.
+    pub session: u32,
+}
+
+/// What one script call is about.
+#[derive(Debug)]
+struct Call {
+    tag: Tag,
+    keys: Vec<String>,
+    places: HashMap<Subject, u16>,
+    steps: Vec<u8>,
+    /// Requests, and which of their subjects, by index.
+    parts: Vec<(usize, Vec<usize>)>,
+}
+
+/// The hash tag of a subject's state; see [`key_of`]. One for all, unless it is a cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Tag {
+    /// No cluster.
+    All,
+    /// A user and all that is its.
+    User(UserId),
+    /// Something on its own.
+    Subject(Subject),
+}
+
+impl Tag {
+    /// That of `subject`.
+    pub fn of(subject: &Subject, is_cluster: bool) -> Self {
+        match subject {
+            _ if !is_cluster => Self::All,
+            Subject::User(user) | Subject::Key(user, _) | Subject::KeyModel(user, ..) => Self::User(*user),
+            Subject::Ip(_) | Subject::Others(_) => Self::Subject(subject.clone()),
+        }
+    }
+}
+
+impl Batch {
+    /// Puts the steps together.
+    pub fn new(steps: Vec<Step>, session: u32, is_cluster: bool) -> Self {
+        let mut batch = Self { asks: Vec::new(), calls: Vec::new(), session };
+        for step in steps {
+            match step {
+                Step::Change(change) => batch.add_change(&change, is_cluster),
+                // Whoever waited no longer is decided otherwise.
+                Step::Ask(ask) if ask.answer.is_closed() => {}
+                Step::Ask(ask) => batch.add_ask(ask, is_cluster),
+            }
+        }
+        batch
+    }
+
+    /// Is there nothing to send?
+    pub fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    fn call_for(&mut self, subject: &Subject, is_cluster: bool) -> usize {
+        let tag = Tag::of(subject, is_cluster);
+        let known = self.calls.iter().position(|call| call.tag == tag);
+        known.unwrap_or_else(|| {
+            self.calls.push(Call::new(tag));
+            self.calls.len() - 1
+        })
+    }
+
+    fn add_change(&mut self, change: &Change, is_cluster: bool) {
+        let call = self.call_for(&change.subject, is_cluster);
+        self.calls[call].add_change(change);
+    }
+
+    fn add_ask(&mut self, ask: Ask, is_cluster: bool) {
+        let mut parts: Vec<(usize, Vec<usize>)> = Vec::with_capacity(2);
+        for (index, demand) in ask.demands.iter().enumerate() {
+            let call = self.call_for(&demand.subject, is_cluster);
+            match parts.iter_mut().find(|(of, _)| *of == call) {
+                Some((_, indexes)) => indexes.push(index),
+                None => parts.push((call, vec![index])),
+            }
+        }
+        let number = self.asks.len();
+        for (call, indexes) in parts {
+            self.calls[call].add_ask(number, &ask, indexes);
+        }
+        self.asks.push(ask);
+    }
+
+    /// The calls.
+    pub fn commands<'a>(&'a self, script: &'a str, caller: &'a Caller) -> impl Iterator<Item = Cmd> {
+        self.calls.iter().map(move |call| {
+            let mut command = caller.call(script, &call.keys);
+            command.arg(&call.steps);
+            command
+        })
+    }
+
+    /// Reads what each call answered. Also says what is to be undone, because another call refused it.
+    ///
+    /// # Errors
+    /// What a node answered instead.
+    pub fn judge(self, answers: Vec<Value>) -> Result<(Vec<Judged>, Vec<Change>), RedisError> {
+        let mut pending: Vec<Pending> = self.asks.iter().map(|_| Pending::new(self.session)).collect();
+        for (call, answer) in self.calls.iter().zip(answers) {
+            call.read(&numbers(answer)?, &self.asks, &mut pending)?;
+        }
+        let mut undone = Vec::new();
+        let judge = |(ask, pending): (Ask, Pending)| {
+            let (verdict, undo) = pending.judge(&ask);
+            undone.extend(undo);
+            (ask, verdict)
+        };
+        let judged = self.asks.into_iter().zip(pending).map(judge).collect();
+        Ok((judged, undone))
+    }
+}
+
+impl Call {
+    fn new(tag: Tag) -> Self {
+        Self { tag, keys: Vec::new(), places: HashMap::new(), steps: Vec::with_capacity(1024), parts: Vec::new() }
+    }
+
+    /// Names a subject's state, and gives its number among the keys, from 1.
+    fn place(&mut self, subject: &Subject) -> u16 {
+        if let Some(place) = self.places.get(subject) {
+            return *place;
+        }
+        self.keys.push(key_of(subject));
+        // A batch has a few hundred steps.
+        let place = u16::try_from(self.keys.len()).unwrap_or(u16::MAX);
+        self.places.insert(subject.clone(), place);
+        place
+    }
+
+    fn add_change(&mut self, change: &Change) {
+        let place = self.place(&change.subject);
+        self.steps.extend_from_slice(&0_u16.to_le_bytes());
+        self.steps.extend_from_slice(&place.to_le_bytes());
+        put(&mut self.steps, &change.numbers());
+    }
+
+    fn add_ask(&mut self, number: usize, ask: &Ask, indexes: Vec<usize>) {
+        let count = u16::try_from(indexes.len()).unwrap_or(u16::MAX);
+        self.steps.extend_from_slice(&count.to_le_bytes());
+        let (amount, least) = (ask.need.amount, ask.need.least);
+        let month = f64::from(ask.month.0);
+        let amounts = [amount.tokens, amount.nano_usd, least.tokens, least.nano_usd].map(float);
+        put(&mut self.steps, &amounts);
+        put(&mut self.steps, &[month]);
+        for &index in &indexes {
+            let (Demand { subject, caps }, known) = (&ask.demands[index], &ask.known[index]);
+            let place = self.place(subject);
+            self.steps.extend_from_slice(&place.to_le_bytes());
+            let caps = [caps.rpm, caps.tpm, caps.concurrency, caps.monthly_tokens, caps.monthly_nano_usd].map(float);
+            put(&mut self.steps, &caps);
+            let Amount { tokens, nano_usd } = known.booked;
+            put(
+                &mut self.steps,
+                &[tokens, nano_usd, known.in_flight, known.held.tokens, known.held.nano_usd].map(float),
+            );
+        }
+        self.parts.push((number, indexes));
+    }
+
+    /// Reads the answer of the script; its form is in the head of `limits.lua`.
+    fn read(&self, answer: &[i64], asks: &[Ask], pending: &mut [Pending]) -> Result<(), RedisError> {
+        let (now_ms, mut rest) = answer.split_first().ok_or_else(no_reply)?;
+        let now_ms = positive(*now_ms);
+        for (number, indexes) in &self.parts {
+            let (head, more) = rest.split_at_checked(5).ok_or_else(no_reply)?;
+            let of_each = if head[0] == 1 { 2 } else { 3 };
+            let (shown, more) = more.split_at_checked(of_each * indexes.len()).ok_or_else(no_reply)?;
+            rest = more;
+            pending[*number].see(&asks[*number], indexes, now_ms, head, shown);
+        }
+        Ok(())
+    }
+}
+
+fn no_reply() -> RedisError {
+    RedisError::from((ErrorKind::Parse, "not the reply of a decision"))
+}
+
+fn positive(n: i64) -> u64 {
+    u64::try_from(n).unwrap_or(0)
+}
+
+/// What the calls said of one request so far.
+struct Pending {
+    verdict: Verdict,
+    /// Subjects of the calls that admitted it.
+    admitted: Vec<usize>,
+    refusal: Option<Refusal>,
+    is_foreign: bool,
+    counted: Counted,
+}
+
+impl Pending {
+    fn new(session: u32) -> Self {
+        let counted = Counted { session, cells: [0; MAX_DEMANDS] };
+        Self {
+            verdict: Verdict { decision: Ok(counted), standing: Standing::default(), has_forgotten: false, now_ms: 0 },
+            admitted: Vec::new(),
+            refusal: None,
+            is_foreign: false,
+            counted,
+        }
+    }
+
+    /// `head` and `shown` are what a call says of the request and of those of its subjects that `indexes` name.
+    fn see(&mut self, ask: &Ask, indexes: &[usize], now_ms: u64, head: &[i64], shown: &[i64]) {
+        self.verdict.now_ms = now_ms;
+        let fresh = |bit: usize| head[1] >> bit & 1 == 1;
+        self.verdict.has_forgotten |=
+            indexes.iter().enumerate().any(|(bit, &index)| fresh(bit) && ask.known[index].is_recent);
+        for &index in indexes {
+            self.counted.cells[index] = now_ms / CELL_MS;
+        }
+        let refusing = usize::try_from(head[2]).ok().and_then(|place| indexes.get(place)).copied();
+        match head[0] {
+            1 => self.admitted.extend(indexes),
+            0 => {
+                let refusal = refusing.map(|demand| refusal(demand, &ask.demands[demand], head[3], head[4]));
+                if self.refusal.is_none_or(|known| refusal.is_some_and(|new| known.wait < new.wait)) {
+                    self.refusal = refusal;
+                }
+            }
+            _ => {
+                self.is_foreign = true;
+                let key = refusing.map(|demand| key_of(&ask.demands[demand].subject)).unwrap_or_default();
+                tracing::error!(
+                    key,
+                    "holds something in Redis that is not a limit of tollgate: delete it; until then this caller's limits are held by each replica alone"
+                );
+            }
+        }
+        show(&mut self.verdict.standing, &ask.demands, indexes, now_ms, shown);
+    }
+
+    /// Puts together what all calls said, and what is to be undone at those that admitted what others refused.
+    fn judge(mut self, ask: &Ask) -> (Option<Verdict>, Vec<Change>) {
+        if self.refusal.is_none() && !self.is_foreign {
+            self.verdict.decision = Ok(self.counted);
+            return (Some(self.verdict), Vec::new());
+        }
+        let undo = |index: &usize| Change::undo(&ask.demands[*index], self.counted.cells[*index], ask.need.amount);
+        let undone = self.admitted.iter().map(undo).collect();
+        let verdict = self.refusal.filter(|_| !self.is_foreign).map(|refusal| {
+            self.verdict.decision = Err(refusal);
+            self.verdict
+        });
+        (verdict, undone)
+    }
+}
+
+/// Kinds and waits are those of `limits.lua`.
+fn refusal(demand: usize, of: &Demand, kind: i64, wait: i64) -> Refusal {
+    let (kind, limit) = match kind {
+        0 => (Kind::Rpm, of.caps.rpm),
+        1 => (Kind::Tpm, of.caps.tpm),
+        2 => (Kind::Concurrency, of.caps.concurrency),
+        3 => (Kind::MonthlyTokens, of.caps.monthly_tokens),
+        _ => (Kind::MonthlyUsd, of.caps.monthly_nano_usd),
+    };
+    let wait = match wait {
+        -1 => Wait::NextMonth,
+        -2 => Wait::Never,
+        ms => Wait::Ms(positive(ms)),
+    };
+    Refusal { demand, kind, limit, wait }
+}
+
+/// Adds what is left of the windows. Of a request that is admitted nobody needs to say when they will be whole again: it is
+/// in the newest cell itself.
+fn show(standing: &mut Standing, demands: &[Demand], indexes: &[usize], now_ms: u64, shown: &[i64]) {
+    let whole = (now_ms / CELL_MS + CELLS as u64) * CELL_MS - now_ms;
+    for (&index, shown) in indexes.iter().zip(shown.chunks_exact(shown.len() / indexes.len().max(1))) {
+        let caps = &demands[index].caps;
+        let left = |limit: u64, used: i64| {
+            let (used, reset_ms) = (positive(used), shown.get(2).map_or(whole, |ms| positive(*ms)));
+            Left { limit, remaining: limit.saturating_sub(used), reset_ms: if used == 0 { 0 } else { reset_ms } }
+        };
+        if caps.rpm > 0 {
+            standing.see_requests(left(caps.rpm, shown[0]));
+        }
+        if caps.tpm > 0 {
+            standing.see_tokens(left(caps.tpm, shown[1]));
+        }
+    }
+}
