@@ -6,6 +6,7 @@
 //! may change, who gets picked, what a request costs) testable as properties, in milliseconds.
 
 pub mod azure;
+pub mod breaker;
 pub mod denial;
 pub mod glob;
 pub mod id;
