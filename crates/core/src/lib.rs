@@ -5,6 +5,7 @@
 //! it are not among the dependencies. That is what makes the laws of the gateway (what a re-chunked stream
 //! may change, who gets picked, what a request costs) testable as properties, in milliseconds.
 
+pub mod allowance;
 pub mod azure;
 pub mod breaker;
 pub mod denial;
