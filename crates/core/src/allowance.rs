@@ -201,10 +201,12 @@ mod tests {
         assert_eq!(marks.len(), 3);
         allowance.see(&report(2, 990), marks[0], NOW);
         assert!(allowance.is_spent(10, NOW), "the two after it are not in that number");
-        allowance.see(&report(1, 970), marks[2], NOW);
-        allowance.see(&report(2, 980), marks[1], NOW);
-        assert!(!allowance.is_spent(970, NOW), "what was overtaken is ignored");
-        allowance.spend(970, NOW);
+        allowance.see(&report(1, 500), marks[2], NOW);
+        assert!(!allowance.is_spent(500, NOW), "one is left");
+        assert!(allowance.is_spent(501, NOW), "others take of it, too");
+        allowance.see(&report(9, 990), marks[1], NOW);
+        assert!(allowance.is_spent(501, NOW), "what was overtaken is ignored");
+        allowance.spend(10, NOW);
         assert!(allowance.is_spent(0, NOW));
     }
 
