@@ -16,6 +16,7 @@ pub mod limit;
 pub mod openai;
 pub mod pool;
 pub mod price;
+pub mod retry;
 pub mod route;
 pub mod secret;
 pub mod snapshot;
