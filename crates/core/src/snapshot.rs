@@ -11,7 +11,13 @@ use std::{
     },
 };
 
-use crate::{glob, key::KeyEntry, pool::Pool, price::Price, upstream::Upstream};
+use crate::{
+    glob,
+    key::KeyEntry,
+    pool::{Place, Pool, sticky_hash},
+    price::Price,
+    upstream::Upstream,
+};
 
 /// What the configuration says of one model.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -163,7 +169,8 @@ impl Snapshot {
         }
         let pool = Arc::new(Pool::new(serving.iter().map(|&index| {
             let upstream = &self.members[index].upstream;
-            (index, upstream.priority, upstream.weight)
+            let identity = sticky_hash(upstream.name.as_bytes());
+            Place { index, priority: upstream.priority, weight: upstream.weight, identity }
         })));
         if pools.len() < MAX_PATTERN_POOLS {
             pools.insert(serving, Arc::clone(&pool));
@@ -201,6 +208,7 @@ mod tests {
     use super::*;
     use crate::{
         id::{KeyId, UserId},
+        pool::{Fitness, Strategy},
         secret::Secret,
         upstream::{BaseUrl, ModelEntry, Timeouts, UpstreamKind},
         user::User,
@@ -272,8 +280,8 @@ mod tests {
     #[test]
     fn a_pool_keeps_its_round_robin_between_requests() {
         let snapshot = snapshot();
-        let picks: Vec<_> =
-            (0..4).filter_map(|_| snapshot.resolve("gpt-4o", &key(&[])).unwrap().pool.pick(|_| true)).collect();
+        let pick = |pool: &Pool| pool.pick(Strategy::Weighted, None, |_| Fitness::Preferred, |_| 0);
+        let picks: Vec<_> = (0..4).filter_map(|_| pick(&snapshot.resolve("gpt-4o", &key(&[])).unwrap().pool)).collect();
         assert_eq!(picks, [0, 1, 0, 1]);
     }
 
