@@ -10,6 +10,7 @@ pub mod azure;
 pub mod breaker;
 pub mod denial;
 pub mod glob;
+pub mod health;
 pub mod id;
 pub mod key;
 pub mod limit;

@@ -5,14 +5,12 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use crate::{
     glob,
+    health::Health,
     key::KeyEntry,
     pool::{Place, Pool, sticky_hash},
     price::Price,
@@ -31,22 +29,16 @@ pub struct ModelInfo {
 /// What changes about an upstream while it runs; outlives the snapshots it appears in.
 #[derive(Debug, Default)]
 pub struct UpstreamState {
-    in_flight: AtomicU32,
+    /// Whether it may get work, and what is under way.
+    pub health: Arc<Health>,
     listed_models: Mutex<Arc<[String]>>,
 }
 
 impl UpstreamState {
-    /// Counts one attempt in, until the guard is dropped.
-    #[must_use]
-    pub fn enter(self: &Arc<Self>) -> InFlight {
-        self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
-    }
-
     /// Attempts under way.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
-        self.in_flight.load(Ordering::Relaxed)
+        self.health.in_flight()
     }
 
     /// The models that the provider itself lists.
@@ -58,16 +50,6 @@ impl UpstreamState {
     /// Replaces that list.
     pub fn set_listed_models(&self, models: Vec<String>) {
         *self.listed_models.lock().unwrap_or_else(PoisonError::into_inner) = models.into();
-    }
-}
-
-/// One attempt under way at an upstream.
-#[derive(Debug)]
-pub struct InFlight(Arc<UpstreamState>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -291,14 +273,5 @@ mod tests {
         assert_eq!(names(&[]), ["fast", "gpt-4o", "gpt-4o-mini", "gpt-5"]);
         assert_eq!(names(&["fast"]), ["fast"]);
         assert_eq!(names(&["gpt-4o*"]), ["fast", "gpt-4o", "gpt-4o-mini"]);
-    }
-
-    #[test]
-    fn attempts_in_flight_are_counted_by_guards() {
-        let state = Arc::new(UpstreamState::default());
-        let guard = state.enter();
-        assert_eq!(state.in_flight(), 1);
-        drop(guard);
-        assert_eq!(state.in_flight(), 0);
     }
 }
