@@ -6,6 +6,8 @@ use bytes::Bytes;
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use tollgate::{limiter::memory::Memory, shared::KeyDirectory};
 use tollgate_core::{
+    breaker::Outcome,
+    health::Health,
     id::{KeyId, UserId},
     key::{ApiKey, KeyEntry, KeyHash},
     limit::{
@@ -18,10 +20,10 @@ use tollgate_core::{
         rewrite::{Edits, rewrite},
         sse::StreamMeter,
     },
-    pool::Pool,
+    pool::{Place, Pool, Strategy, sticky_hash},
     route::Dialect,
     snapshot::{Member, Snapshot},
-    upstream::{BaseUrl, ModelEntry, Timeouts, Upstream, UpstreamKind},
+    upstream::{BaseUrl, Handling, ModelEntry, Upstream, UpstreamKind},
     user::User,
 };
 
@@ -77,7 +79,7 @@ fn member(name: String) -> Member {
             weight: 1,
             priority: 0,
             api_version: None,
-            timeouts: Timeouts::default(),
+            handling: Handling::default(),
             ca_pem: None,
             disabled: false,
         }),
@@ -107,11 +109,22 @@ fn directory(c: &mut Criterion) {
     c.bench_function("authenticate among 10,000 keys", |b| {
         b.iter(|| keys.get(&KeyHash::of(black_box(presented.expose().as_bytes()))));
     });
-    let snapshot = Snapshot::new(1, (0..10).map(|n| member(format!("u{n}"))).collect(), HashMap::new());
+    let snapshot =
+        Snapshot::new(1, (0..10).map(|n| member(format!("u{n}"))).collect(), HashMap::new(), Strategy::Weighted);
     let key = entry();
     c.bench_function("resolve a model over 10 upstreams", |b| b.iter(|| snapshot.resolve(black_box("gpt-4o"), &key)));
-    let pool = Pool::new((0..10).map(|index| (index, 0, 1)));
-    c.bench_function("pick of 10", |b| b.iter(|| pool.pick(|_| true)));
+    let place = |index: usize| Place { index, priority: 0, weight: 1, identity: sticky_hash(&index.to_le_bytes()) };
+    let pool = Pool::new((0..10).map(place));
+    let healths: Vec<Arc<Health>> = (0..10).map(|_| Arc::default()).collect();
+    for strategy in Strategy::ALL {
+        c.bench_function(&format!("pick and enter one of 10, {}", strategy.as_str()), |b| {
+            b.iter(|| {
+                let fit = |index: usize| healths[index].fitness(black_box(1_000), 100);
+                let index = pool.pick(strategy, Some(7), fit, |index| healths[index].in_flight()).unwrap_or(0);
+                healths[index].enter(1_000, 100).map(|attempt| attempt.record(Outcome::Success, 1_000, 0.0))
+            });
+        });
+    }
 }
 
 fn answers(c: &mut Criterion) {

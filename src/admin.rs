@@ -12,6 +12,8 @@ use axum::{
 };
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
 
+use tollgate_core::breaker;
+
 use crate::shared::Shared;
 
 /// The admin plane as a service of the server.
@@ -58,14 +60,30 @@ fn router(shared: Arc<Shared>) -> Router {
 }
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
-    for member in shared.view.load().snapshot.members() {
-        let gauge = shared.metrics.upstream_in_flight.with_label_values(&[&member.upstream.name]);
-        gauge.set(member.state.in_flight().into());
-    }
+    show_upstreams(&shared);
     shared.metrics.journal_pending_records.set(i64::try_from(shared.journal.pending()).unwrap_or(i64::MAX));
     match shared.metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Says of each upstream where it stands now. Of one that was removed nothing more is said.
+fn show_upstreams(shared: &Shared) {
+    let metrics = &shared.metrics;
+    metrics.upstream_in_flight.reset();
+    metrics.upstream_state.reset();
+    let now_ms = shared.now_ms();
+    for member in shared.view.load().snapshot.members() {
+        let name = &member.upstream.name;
+        metrics.upstream_in_flight.with_label_values(&[name]).set(member.state.in_flight().into());
+        let now = member.state.health.state(now_ms);
+        for state in breaker::State::ALL {
+            let gauge = metrics.upstream_state.with_label_values(&[name, state.as_str()]);
+            gauge.set((state == now && !member.upstream.disabled).into());
+        }
+        let gauge = metrics.upstream_state.with_label_values(&[name, "disabled"]);
+        gauge.set(member.upstream.disabled.into());
     }
 }
 

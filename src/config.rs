@@ -12,6 +12,7 @@ mod check;
 mod expand;
 mod files;
 mod limits;
+mod pool;
 mod problem;
 mod raw;
 mod redis_url;
@@ -33,11 +34,14 @@ use std::{
 
 use rustls::sign::CertifiedKey;
 use tollgate_core::{
+    breaker,
     key::IpNet,
     limit::policy::Policy,
+    pool::Strategy,
+    retry,
     secret::Secret,
     snapshot::ModelInfo,
-    upstream::{BaseUrl, ModelEntry, Timeouts, UpstreamKind},
+    upstream::{BaseUrl, Handling, ModelEntry, UpstreamKind},
 };
 
 pub use self::{
@@ -75,8 +79,12 @@ pub struct Config {
     pub log: Log,
     /// `[retry]`
     pub retry: Retry,
+    /// `[pool] strategy`
+    pub strategy: Strategy,
+    /// `[breaker]`
+    pub breaker: breaker::Rules,
     /// `[upstream_defaults]`: for upstreams that are not in the file, and for what one in the file leaves out.
-    pub upstream_defaults: Timeouts,
+    pub upstream_defaults: Handling,
     /// Every `[[upstream]]`, in the order of the file.
     pub upstreams: Vec<UpstreamSpec>,
     /// Every `[models.*]`, by name.
@@ -229,6 +237,10 @@ pub struct Log {
 pub struct Retry {
     /// Upstreams tried for one request at the most; at least 1.
     pub attempts: usize,
+    /// How long after its arrival a request may still be given to another upstream; `None`: any time.
+    pub deadline: Option<Duration>,
+    /// How many retries the traffic pays for.
+    pub budget: retry::Rules,
 }
 
 /// An upstream's secret as the file holds it.
@@ -272,8 +284,8 @@ pub struct UpstreamSpec {
     pub disabled: bool,
     /// Certificate authorities to trust for it, in PEM, checked; `None`: the system's.
     pub ca_pem: Option<String>,
-    /// How long it may take.
-    pub timeouts: Timeouts,
+    /// How it is handled.
+    pub handling: Handling,
 }
 
 /// Reads `path`; without one, [`DEFAULT_FILE`] if it is there, else the embedded defaults.

@@ -100,6 +100,8 @@ pub struct Admission {
     pub reservation: Reservation,
     /// What is left, for the headers of its answer.
     pub standing: Standing,
+    /// How many tokens it may consume, as far as that can be told.
+    pub tokens: u64,
 }
 
 /// A request that may not go on.
@@ -222,7 +224,10 @@ impl Limiter {
         let booked: Vec<Amount> = demands.iter().map(|demand| self.booked(demand, month)).collect();
         let (decision, standing) = self.0.memory.admit(&demands, &booked, need, at);
         match decision {
-            Ok(taken) => Ok(Admission { reservation: self.reservation(demands, taken, reserved), standing }),
+            Ok(taken) => {
+                let tokens = need.amount.tokens;
+                Ok(Admission { reservation: self.reservation(demands, taken, reserved), standing, tokens })
+            }
             Err(refusal) => Err(refused(&demands, &refusal, standing)),
         }
     }
@@ -244,7 +249,8 @@ impl Limiter {
         let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
         if redis.is_linked() && !self.is_learning(plan.now_ms) {
             let taken = self.0.memory.record(&plan.demands, plan.need.amount, plan.now_ms);
-            return Ok(Admission { reservation: self.reservation(plan.demands, taken, reserved), standing });
+            let tokens = plan.need.amount.tokens;
+            return Ok(Admission { reservation: self.reservation(plan.demands, taken, reserved), standing, tokens });
         }
         let at = Circumstances { now_ms: plan.now_ms, share: redis.share(), windows_only: true };
         let (demands, need) = (Arc::clone(&plan.demands), plan.need.amount);

@@ -16,7 +16,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
-use tollgate_core::{denial::Denial, usage::Usage};
+use tollgate_core::{allowance::Report, denial::Denial, usage::Usage};
 
 /// Buckets for whole requests, in seconds: from a cached embedding to a long reasoning stream.
 const REQUEST_BUCKETS: &[f64] = &[0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0];
@@ -44,8 +44,20 @@ pub struct Metrics {
     pub upstream_requests_total: IntCounterVec,
     /// Attempts under way, by upstream.
     pub upstream_in_flight: IntGaugeVec,
+    /// Where each upstream stands: 1 for the state it is in, 0 for the others.
+    pub upstream_state: IntGaugeVec,
+    /// Changes of state, by upstream and the state that was entered.
+    pub upstream_transitions_total: IntCounterVec,
+    /// Time from the beginning of an attempt to the head of its answer, by upstream, in seconds.
+    pub upstream_response_seconds: HistogramVec,
+    /// Time from the beginning of an attempt to the first byte of a stream, by upstream, in seconds.
+    pub upstream_first_token_seconds: HistogramVec,
+    /// What an upstream said was left of its own limits, by kind (requests, tokens).
+    pub upstream_remaining: IntGaugeVec,
     /// Attempts beyond the first of a request.
     pub retries_total: IntCounter,
+    /// Retries that were not made because the traffic did not pay for them.
+    pub retries_refused_total: IntCounter,
     /// Usage records that are not in the database yet.
     pub journal_pending_records: IntGauge,
     /// Usage records that were lost because the database stayed away for too long.
@@ -146,6 +158,37 @@ impl Metrics {
                 &["upstream", "outcome"],
             )?,
             upstream_in_flight: declare.gauges("upstream_in_flight", "Attempts under way", &["upstream"])?,
+            upstream_state: declare.gauges(
+                "upstream_state",
+                "Where each upstream stands: 1 for the state it is in, 0 for the others",
+                &["upstream", "state"],
+            )?,
+            upstream_transitions_total: declare.counters(
+                "upstream_transitions_total",
+                "Changes of state, by upstream and the state that was entered",
+                &["upstream", "state"],
+            )?,
+            upstream_response_seconds: declare.histograms(
+                "upstream_response_seconds",
+                "Time from the beginning of an attempt to the head of its answer",
+                REQUEST_BUCKETS,
+                &["upstream"],
+            )?,
+            upstream_first_token_seconds: declare.histograms(
+                "upstream_first_token_seconds",
+                "Time from the beginning of an attempt to the first byte of a stream",
+                REQUEST_BUCKETS,
+                &["upstream"],
+            )?,
+            upstream_remaining: declare.gauges(
+                "upstream_remaining",
+                "What an upstream said was left of its own limits, by kind",
+                &["upstream", "kind"],
+            )?,
+            retries_refused_total: declare.counter(
+                "retries_refused_total",
+                "Retries that were not made because the traffic did not pay for them",
+            )?,
             retries_total: declare.counter("retries_total", "Attempts beyond the first of a request")?,
             journal_pending_records: declare
                 .gauge("journal_pending_records", "Usage records that are not in the database yet")?,
@@ -186,6 +229,16 @@ impl Metrics {
     /// Counts a denial.
     pub fn denial(&self, denial: &Denial) {
         self.denials_total.with_label_values(&[denial.code()]).inc();
+    }
+
+    /// Notes what an upstream said was left of its own limits.
+    pub fn upstream_remaining(&self, upstream: &str, report: &Report) {
+        for (kind, said) in [("requests", report.requests), ("tokens", report.tokens)] {
+            if let Some(remaining) = said.remaining {
+                let gauge = self.upstream_remaining.with_label_values(&[upstream, kind]);
+                gauge.set(i64::try_from(remaining).unwrap_or(i64::MAX));
+            }
+        }
     }
 
     /// Counts the tokens of an answer.

@@ -5,7 +5,7 @@
 //! a name server that is away says nothing about the upstream. Several addresses are used in turn.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -51,9 +51,9 @@ impl Peers {
 /// How to connect to one upstream.
 pub struct Peer {
     url: BaseUrl,
-    ca: Option<Arc<CaType>>,
     ca_pem: Option<String>,
     timeouts: Timeouts,
+    template: HttpPeer,
     resolved: ArcSwapOption<Resolved>,
     turn: AtomicUsize,
 }
@@ -77,11 +77,13 @@ impl Peer {
     /// If its certificate authorities cannot be parsed.
     pub fn try_new(upstream: &Upstream) -> anyhow::Result<Self> {
         let ca = upstream.ca_pem.as_deref().map(parse_authorities).transpose();
+        let ca = ca.with_context(|| format!("upstream {:?}: ca_file", upstream.name))?;
+        let timeouts = upstream.handling.timeouts;
         Ok(Self {
             url: upstream.base_url.clone(),
-            ca: ca.with_context(|| format!("upstream {:?}: ca_file", upstream.name))?,
             ca_pem: upstream.ca_pem.clone(),
-            timeouts: upstream.timeouts,
+            timeouts,
+            template: template(&upstream.base_url, ca, timeouts),
             resolved: ArcSwapOption::empty(),
             turn: AtomicUsize::new(0),
         })
@@ -90,30 +92,22 @@ impl Peer {
     /// Does this still describe how to connect to `upstream`?
     #[must_use]
     pub fn fits(&self, upstream: &Upstream) -> bool {
-        self.url == upstream.base_url && self.timeouts == upstream.timeouts && self.ca_pem == upstream.ca_pem
+        self.url == upstream.base_url && self.timeouts == upstream.handling.timeouts && self.ca_pem == upstream.ca_pem
     }
 
-    /// What Pingora needs to connect.
+    /// What Pingora needs to connect. `left`: how long the request may still take, if not as long as it likes.
     ///
     /// # Errors
     /// If the upstream's name cannot be resolved and never was.
-    pub async fn connect_to(&self) -> std::io::Result<HttpPeer> {
-        let address = self.address().await?;
-        let mut peer = HttpPeer::new(address, self.url.tls, self.url.host.clone());
+    pub async fn connect_to(&self, left: Option<Duration>) -> std::io::Result<Box<HttpPeer>> {
+        let mut peer = Box::new(self.template.clone());
+        peer._address = pingora_core::protocols::l4::socket::SocketAddr::Inet(self.address().await?);
+        let Timeouts { connect, first_byte, total, .. } = self.timeouts;
+        let most = [left, total].into_iter().flatten().min().unwrap_or(Duration::MAX);
         let options = &mut peer.options;
-        options.connection_timeout = Some(self.timeouts.connect);
-        options.total_connection_timeout = Some(self.timeouts.connect);
-        options.read_timeout = Some(self.timeouts.read);
-        options.write_timeout = Some(self.timeouts.read);
-        options.idle_timeout = Some(IDLE);
-        options.ca.clone_from(&self.ca);
-        options.tcp_keepalive = Some(TcpKeepalive {
-            idle: Duration::from_secs(60),
-            interval: Duration::from_secs(15),
-            count: 4,
-            #[cfg(target_os = "linux")]
-            user_timeout: Duration::ZERO,
-        });
+        options.connection_timeout = Some(connect.min(most));
+        options.total_connection_timeout = Some(connect.min(most));
+        options.read_timeout = Some(first_byte.min(most));
         Ok(peer)
     }
 
@@ -146,6 +140,24 @@ impl Peer {
     fn next_of(&self, addresses: &[SocketAddr]) -> SocketAddr {
         addresses[self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len()]
     }
+}
+
+/// What is the same for every connection.
+fn template(url: &BaseUrl, ca: Option<Arc<CaType>>, timeouts: Timeouts) -> HttpPeer {
+    let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), url.port);
+    let mut peer = HttpPeer::new(nowhere, url.tls, url.host.clone());
+    let options = &mut peer.options;
+    options.write_timeout = Some(timeouts.first_byte);
+    options.idle_timeout = Some(IDLE);
+    options.ca = ca;
+    options.tcp_keepalive = Some(TcpKeepalive {
+        idle: Duration::from_secs(60),
+        interval: Duration::from_secs(15),
+        count: 4,
+        #[cfg(target_os = "linux")]
+        user_timeout: Duration::ZERO,
+    });
+    peer
 }
 
 fn parse_authorities(pem: &str) -> anyhow::Result<Arc<CaType>> {

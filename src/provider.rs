@@ -11,7 +11,7 @@ use pingora_core::{
 use serde::Deserialize;
 use tollgate_core::{
     azure, openai,
-    upstream::{Timeouts, Upstream, UpstreamKind},
+    upstream::{Handling, Timeouts, Upstream, UpstreamKind},
 };
 use zeroize::Zeroizing;
 
@@ -91,9 +91,10 @@ pub async fn list_models(upstream: &Upstream) -> Result<Vec<String>, ProviderErr
 
 async fn ask(upstream: &Upstream) -> Result<Vec<String>, ProviderError> {
     let authority = &upstream.base_url.authority;
-    let hasty = Upstream { timeouts: Timeouts { connect: PATIENCE, read: PATIENCE }, ..upstream.clone() };
+    let timeouts = Timeouts { connect: PATIENCE, first_byte: PATIENCE, chunk: PATIENCE, total: None };
+    let hasty = Upstream { handling: Handling { timeouts, ..upstream.handling }, ..upstream.clone() };
     let peer = Peer::try_new(&hasty).map_err(ProviderError::Settings)?;
-    let address = peer.connect_to().await;
+    let address = peer.connect_to(None).await;
     let address = address.map_err(|source| ProviderError::Resolve { host: upstream.base_url.host.clone(), source })?;
     let path = path(upstream);
     let mut session = connect(&address, authority).await?;

@@ -1,7 +1,8 @@
 //! The data plane: what happens to a request, phase by phase.
 //!
 //! Pingora calls one hook per phase; each hook here is one line into the file of that phase, so the place of any behaviour
-//! is found from Pingora's phase chart. The files share nothing but [`ctx::RequestCtx`].
+//! is found from Pingora's phase chart. The files share nothing but [`ctx::RequestCtx`], with the [`attempt`] under way
+//! and the wrapper of the client's session ([`downstream`]).
 //!
 //! | phase | file |
 //! |---|---|
@@ -13,13 +14,14 @@
 //! | `fail_to_proxy` | [`failure`] |
 //! | `logging` | [`finish`] |
 
+mod attempt;
 mod body;
 mod ctx;
+mod downstream;
 mod failure;
 mod finish;
 mod meter;
 mod peer;
-mod replay;
 mod reply;
 mod request;
 mod response;
@@ -106,21 +108,21 @@ impl ProxyHttp for Gateway {
 
     async fn response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        response::filter(response, ctx)
+        response::filter(session, response, ctx)
     }
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<Duration>> {
-        meter::filter(body, end_of_stream, ctx).map(|()| None)
+        meter::filter(&self.shared, session, body, end_of_stream, ctx).map(|()| None)
     }
 
     fn fail_to_connect(

@@ -3,7 +3,11 @@
 //! Everything that can fail fails in [`Assembly::build`], before a request is accepted: the database, the Fernet keys,
 //! the sockets, the certificate. [`Assembly::run`] then serves until it is told to stop.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -15,7 +19,7 @@ use pingora_core::{
 };
 use pingora_proxy::{ProcessCustomSession, ProxyServiceBuilder};
 use tokio::sync::watch;
-use tollgate_core::{secret::Secret, snapshot::Snapshot, upstream::Upstream};
+use tollgate_core::{retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream};
 
 use crate::{
     admin::Admin,
@@ -35,7 +39,7 @@ use crate::{
     peers::Peers,
     proxy::Gateway,
     secrets::{self, FernetKeys},
-    shared::{KeyDirectory, Settings, Shared, View},
+    shared::{KeyDirectory, Notices, Settings, Shared, View},
     store::Store,
     tls,
 };
@@ -121,7 +125,10 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     store.migrate().await.context("[store] url: the database cannot be used")?;
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
     let journal = Journal::new(config.usage.batch);
-    let empty = View { snapshot: Snapshot::new(0, Vec::new(), config.models.clone()), peers: Peers::new(Vec::new()) };
+    let empty = View {
+        snapshot: Snapshot::new(0, Vec::new(), config.models.clone(), config.strategy),
+        peers: Peers::new(Vec::new()),
+    };
     let metrics = Metrics::try_new()?;
     let shared = Arc::new(Shared {
         view: ArcSwap::from_pointee(empty),
@@ -142,15 +149,21 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
         settings: Settings {
             max_body_bytes: config.server.max_body_bytes,
             max_attempts: config.retry.attempts,
+            deadline: config.retry.deadline,
             trusted_proxies: config.server.trusted_proxies.clone(),
             client_timeout: config.server.client_timeout,
         },
         in_flight: crate::shared::Requests::default(),
+        retry_budget: Budget::new(config.retry.budget),
+        notices: Notices::default(),
+        started: Instant::now(),
     });
     let fixed = Fixed {
         upstreams: file_upstreams(&config.upstreams, &fernet)?,
         models: config.models.clone(),
-        timeouts: config.upstream_defaults,
+        handling: config.upstream_defaults,
+        strategy: config.strategy,
+        breaker: config.breaker,
         fernet,
     };
     let refresh = Refresh::new(Arc::clone(&shared), url.to_owned(), fixed);
@@ -187,7 +200,7 @@ fn file_upstream(spec: &UpstreamSpec, fernet: &FernetKeys) -> anyhow::Result<Ups
         weight: spec.weight,
         priority: spec.priority,
         api_version: spec.api_version.clone(),
-        timeouts: spec.timeouts,
+        handling: spec.handling,
         ca_pem: spec.ca_pem.clone(),
         disabled: spec.disabled,
     })

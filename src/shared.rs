@@ -3,15 +3,21 @@
 //! Everything a request needs is in memory. The request path never asks the database: it may be down, and a request with
 //! an unknown key costs no query.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
 use tollgate_core::{
+    breaker::{Notice, Transition},
     id::KeyId,
     key::{IpNet, KeyEntry, KeyHash},
+    retry::Budget,
     snapshot::Snapshot,
 };
 
@@ -38,10 +44,12 @@ pub struct Settings {
     pub max_body_bytes: usize,
     /// Upstreams tried for one request at the most.
     pub max_attempts: usize,
+    /// How long after its arrival a request may still be given to another upstream; `None`: any time.
+    pub deadline: Option<Duration>,
     /// Proxies in front of the gateway whose `x-forwarded-for` is believed.
     pub trusted_proxies: Vec<IpNet>,
     /// How long a client may take from one piece of its body to the next.
-    pub client_timeout: std::time::Duration,
+    pub client_timeout: Duration,
 }
 
 /// The world of the data plane.
@@ -63,6 +71,54 @@ pub struct Shared {
     pub settings: Settings,
     /// Requests under way.
     pub in_flight: Requests,
+    /// Retries that the traffic pays for.
+    pub retry_budget: Budget,
+    /// What other replicas are to be told of upstreams.
+    pub notices: Notices,
+    /// Where [`Shared::now_ms`] begins.
+    pub started: Instant,
+}
+
+impl Shared {
+    /// Milliseconds of a clock that never goes back.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// The state of an upstream changed: a line in the log, and a word to the other replicas.
+    pub fn changed(&self, upstream: &str, transition: &Transition) {
+        let until_s = transition.until_ms.map(|until_ms| until_ms.saturating_sub(self.now_ms()).div_ceil(1000));
+        tracing::warn!(
+            upstream,
+            from = transition.from.as_str(),
+            to = transition.to.as_str(),
+            reason = transition.reason.as_str(),
+            for_s = until_s,
+            "an upstream changed its state"
+        );
+        self.metrics.upstream_transitions_total.with_label_values(&[upstream, transition.to.as_str()]).inc();
+        if let Some(notice) = transition.notice() {
+            self.notices.tell(upstream, notice);
+        }
+    }
+}
+
+/// What other replicas are to be told of upstreams: the last word on each of them.
+#[derive(Debug, Default)]
+pub struct Notices(Mutex<HashMap<String, Notice>>);
+
+impl Notices {
+    /// Adds the last word on an upstream.
+    pub fn tell(&self, upstream: &str, notice: Notice) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(upstream.to_owned(), notice);
+    }
+
+    /// Takes out what is to be told.
+    #[must_use]
+    pub fn take(&self) -> HashMap<String, Notice> {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// Counts the requests under way, so that a process that ends can wait for them.

@@ -7,7 +7,7 @@ use anyhow::bail;
 use serde_json::{Value, json};
 use tollgate_core::{
     secret::Secret,
-    upstream::{BaseUrl, Upstream, UpstreamKind},
+    upstream::{BaseUrl, Handling, Overrides, Upstream, UpstreamKind},
 };
 
 use super::{Output, SecretSource, WrongUse, output::time};
@@ -108,7 +108,7 @@ impl Context<'_> {
             Some(upstream) => upstream.clone(),
             None => {
                 let stored = self.store.find_upstream(which).await?;
-                stored.to_upstream(self.fernet.decrypt(&stored.spec.credential)?)
+                stored.to_upstream(self.fernet.decrypt(&stored.spec.credential)?, Handling::default())
             }
         };
         let start = Instant::now();
@@ -146,6 +146,7 @@ fn new_spec(
         weight: 1,
         priority: 0,
         api_version: None,
+        overrides: Overrides::default(),
         disabled: false,
     };
     settings.apply(&mut spec);
@@ -169,7 +170,7 @@ fn sentence(done: &str, upstream: &StoredUpstream) -> String {
 }
 
 fn view(upstream: &StoredUpstream) -> Value {
-    let mut object = view_of_file(&upstream.to_upstream(Secret::default()));
+    let mut object = view_of_file(&upstream.to_upstream(Secret::default(), Handling::default()));
     object["source"] = "database".into();
     object["created_at"] = time(upstream.created_at);
     object["disabled_at"] = time(upstream.disabled_at);

@@ -14,15 +14,15 @@ use tollgate_core::{
     price::{Price, pico_usd_per_token},
     secret::Secret,
     snapshot::ModelInfo,
-    upstream::{BaseUrl, ModelEntry, Timeouts, UpstreamKind},
+    upstream::{BaseUrl, Handling, ModelEntry, UpstreamKind},
 };
 use zeroize::Zeroizing;
 
 use super::{
     CredentialSource, Secrets, UpstreamSpec, files,
+    pool::{handling, strategy},
     raw::{Place, Reader},
     table::Table,
-    validate::timeouts,
 };
 
 /// What a credential in Fernet's ciphertext begins with.
@@ -32,7 +32,7 @@ const FERNET_MARK: &str = "fernet:";
 pub(super) fn upstreams(
     reader: &Reader<'_>,
     tables: Vec<Table<'_>>,
-    defaults: Timeouts,
+    defaults: Handling,
     secrets: &Secrets,
 ) -> Vec<UpstreamSpec> {
     let mut names: HashMap<String, Place> = HashMap::new();
@@ -50,7 +50,7 @@ pub(super) fn upstreams(
     specs
 }
 
-fn upstream(table: &mut Table<'_>, defaults: Timeouts, secrets: &Secrets) -> Option<UpstreamSpec> {
+fn upstream(table: &mut Table<'_>, defaults: Handling, secrets: &Secrets) -> Option<UpstreamSpec> {
     let name = required(table, "name", "name = \"openai-1\"", |text| check_name(text).map(|()| text.to_owned()));
     let kind = table.text("kind", str::parse::<UpstreamKind>).unwrap_or(UpstreamKind::OpenAi);
     let base_url = required(table, "base_url", "base_url = \"https://api.openai.com/v1\"", parse_base_url);
@@ -62,7 +62,7 @@ fn upstream(table: &mut Table<'_>, defaults: Timeouts, secrets: &Secrets) -> Opt
     let api_version = table.text("api_version", parse_api_version);
     let enabled = table.boolean("enabled").unwrap_or(true);
     let ca_pem = table.text("ca_file", |path| files::read_authorities(Path::new(path)));
-    let timeouts = timeouts(table, defaults);
+    let handling = handling(table, defaults);
     check_models(table, &models);
     if api_version.is_some() && kind != UpstreamKind::Azure {
         table.problem("api_version", "is for kind = \"azure\" only: remove it, or set the kind");
@@ -85,7 +85,7 @@ fn upstream(table: &mut Table<'_>, defaults: Timeouts, secrets: &Secrets) -> Opt
         api_version,
         disabled,
         ca_pem,
-        timeouts,
+        handling,
     })
 }
 
@@ -216,7 +216,8 @@ pub(super) fn models(
             }
         }
         let aliases = aliases.into_iter().map(|(alias, _)| alias).collect();
-        models.insert(name.to_owned(), ModelInfo { price, aliases });
+        let strategy = strategy(&mut table);
+        models.insert(name.to_owned(), ModelInfo { price, aliases, strategy });
     }
     models
 }

@@ -9,15 +9,15 @@ use std::{
     time::Duration,
 };
 
-use tollgate_core::{secret::Secret, upstream::Timeouts};
+use tollgate_core::{secret::Secret, upstream::Handling};
 use tracing_subscriber::EnvFilter;
 
 use crate::telemetry::LogFormat;
 
 use super::{
-    Config, FERNET_KEYS_VARIABLE, Log, Retry, Secrets, Store, StoreKind, Usage,
+    Config, FERNET_KEYS_VARIABLE, Log, Secrets, Store, StoreKind, Usage,
     expand::Env,
-    files, limits,
+    files, limits, pool,
     raw::{Findings, Reader},
     server,
     table::Table,
@@ -42,7 +42,7 @@ fn sections(reader: &Reader<'_>, root: &mut Table<'_>, file: Option<&Path>) -> C
     let server = server::server(reader, &mut root.section("server"));
     let tls = server::tls(&mut root.section("tls"), !server.tls_listen.is_empty());
     let secrets = secrets(reader, &mut root.section("secrets"));
-    let upstream_defaults = timeouts(&mut root.section("upstream_defaults"), Timeouts::default());
+    let upstream_defaults = pool::handling(&mut root.section("upstream_defaults"), Handling::default());
     let upstreams = upstreams::upstreams(reader, root.repeated("upstream"), upstream_defaults, &secrets);
     let models = upstreams::models(reader, root.named("models"), &upstreams);
     Config {
@@ -55,7 +55,9 @@ fn sections(reader: &Reader<'_>, root: &mut Table<'_>, file: Option<&Path>) -> C
         usage: usage(&mut root.section("usage")),
         secrets,
         log: log(&mut root.section("log")),
-        retry: Retry { attempts: root.section("retry").whole("attempts", 1..=10).unwrap_or(3) },
+        retry: pool::retry(&mut root.section("retry")),
+        strategy: pool::strategy(&mut root.section("pool")).unwrap_or_default(),
+        breaker: pool::breaker(&mut root.section("breaker")),
         upstream_defaults,
         upstreams,
         models,
@@ -137,14 +139,6 @@ fn check_level(text: &str) -> Result<(), String> {
         _ => Err(format!(
             "{text:?} is not a log filter: use error, warn, info, debug, trace or off, or \"info,tollgate::proxy=debug\""
         )),
-    }
-}
-
-/// The timeouts of `table`; what it leaves out is taken from `default`.
-pub(super) fn timeouts(table: &mut Table<'_>, default: Timeouts) -> Timeouts {
-    Timeouts {
-        connect: duration(table, "connect_timeout", default.connect, MILLISECOND..=HOUR),
-        read: duration(table, "read_timeout", default.read, MILLISECOND..=Duration::from_secs(86_400)),
     }
 }
 

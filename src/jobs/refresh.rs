@@ -13,11 +13,14 @@ use std::{
 use anyhow::Context;
 use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
+use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tollgate_core::{
+    breaker,
     id::{KeyId, UpstreamId},
+    pool::Strategy,
     snapshot::{Member, ModelInfo, Snapshot, UpstreamState},
-    upstream::{Timeouts, Upstream},
+    upstream::{Handling, Upstream},
 };
 
 use crate::{
@@ -37,8 +40,12 @@ pub struct Fixed {
     pub upstreams: Vec<Arc<Upstream>>,
     /// Prices and aliases.
     pub models: HashMap<String, ModelInfo>,
-    /// Timeouts of upstreams in the database.
-    pub timeouts: Timeouts,
+    /// How upstreams in the database are handled where they do not say.
+    pub handling: Handling,
+    /// How models are shared out where they do not say.
+    pub strategy: Strategy,
+    /// What every breaker goes by.
+    pub breaker: breaker::Rules,
     /// Decrypts their credentials.
     pub fernet: FernetKeys,
 }
@@ -66,6 +73,16 @@ struct Known {
 struct Running {
     state: Arc<UpstreamState>,
     peer: Arc<Peer>,
+    account: [u8; 32],
+}
+
+/// Which account an upstream is at: what is known of its health belongs to that.
+fn account(upstream: &Upstream) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    hash.update(upstream.base_url.to_string());
+    hash.update([0]);
+    hash.update(upstream.credential.expose());
+    hash.finalize().into()
 }
 
 impl Refresh {
@@ -129,7 +146,16 @@ impl Refresh {
         let credential = self.fixed.fernet.decrypt(&stored.spec.credential).with_context(|| {
             format!("the credential of the upstream {:?} in the database cannot be decrypted", stored.spec.name)
         })?;
-        Ok(Upstream { timeouts: self.fixed.timeouts, ..stored.to_upstream(credential) })
+        Ok(stored.to_upstream(credential, self.fixed.handling))
+    }
+
+    /// What is known of an upstream's health; nothing, if it is at another account than before.
+    fn state_of(&self, upstream: &Upstream, kept: Option<&Running>) -> Arc<UpstreamState> {
+        let same = kept.filter(|kept| kept.account == account(upstream));
+        let state = same.map_or_else(Arc::default, |kept| Arc::clone(&kept.state));
+        let Handling { rpm, tpm, .. } = upstream.handling;
+        state.health.configure(self.fixed.breaker, rpm, tpm, self.shared.now_ms());
+        state
     }
 
     /// Puts a new view in place of the old one.
@@ -152,8 +178,9 @@ impl Refresh {
                 Some(kept) => Arc::clone(&kept.peer),
                 None => Arc::new(Peer::try_new(upstream)?),
             };
-            let state = kept.map_or_else(Arc::default, |kept| Arc::clone(&kept.state));
-            running.insert(upstream.name.clone(), Running { state, peer });
+            let state = self.state_of(upstream, kept);
+            let account = account(upstream);
+            running.insert(upstream.name.clone(), Running { state, peer, account });
         }
         known.generation += 1;
         let peers = members.iter().map(|upstream| Arc::clone(&running[&upstream.name].peer)).collect();
@@ -161,7 +188,7 @@ impl Refresh {
             .into_iter()
             .map(|upstream| Member { state: Arc::clone(&running[&upstream.name].state), upstream })
             .collect();
-        let snapshot = Snapshot::new(known.generation, members, self.fixed.models.clone());
+        let snapshot = Snapshot::new(known.generation, members, self.fixed.models.clone(), self.fixed.strategy);
         self.shared.view.store(Arc::new(View { snapshot, peers: Peers::new(peers) }));
         self.shared.metrics.config_generation.set(i64::try_from(known.generation).unwrap_or(i64::MAX));
         known.running = running;

@@ -8,8 +8,8 @@
 //! * With `content-length`, retry buffering is switched on only for the last 64 KiB. The buffer then holds just the tail,
 //!   is never truncated, and makes Pingora call `request_body_filter` once per attempt, where the whole body takes the
 //!   tail's place.
-//! * Without it there is no known tail. A body that outgrew the buffer is put into a [`Replay`], a session that hands
-//!   out the whole body as its retry buffer.
+//! * Without it there is no known tail. For a body that outgrew the buffer the session is wrapped in one that hands out
+//!   the whole body as its retry buffer ([`downstream::replay`]).
 //!
 //! The body is bounded by `[server] max_body`. A body that is refused is drained, within that same bound, before the
 //! answer: closing the connection under a client that still sends shows there as a broken pipe instead of the error.
@@ -22,7 +22,7 @@ use pingora_core::{Error, Result};
 use pingora_proxy::Session;
 use tollgate_core::denial::Denial;
 
-use super::replay;
+use super::downstream::{self, Handle};
 
 /// What Pingora's retry buffer holds.
 const RETRY_BUFFER: usize = 64 * 1024;
@@ -42,7 +42,12 @@ pub enum Failure {
 ///
 /// # Errors
 /// [`Failure::Denied`] if it is too large or does not arrive in time, [`Failure::Gone`] if the client left.
-pub async fn read(session: &mut Session, max: usize, patience: Duration) -> Result<Bytes, Failure> {
+pub async fn read(
+    session: &mut Session,
+    downstream: &mut Option<Handle>,
+    max: usize,
+    patience: Duration,
+) -> Result<Bytes, Failure> {
     let declared = declared_length(&session.req_header().headers);
     if declared.is_some_and(|length| length > max) {
         drain(session, max, patience).await;
@@ -53,7 +58,7 @@ pub async fn read(session: &mut Session, max: usize, patience: Duration) -> Resu
     }
     let (body, in_buffer) = collect(session, declared, max, patience).await?;
     if !body.is_empty() && !(1..=RETRY_BUFFER).contains(&in_buffer) {
-        replay::install(session, body.clone());
+        downstream::replay(session, downstream, body.clone());
     }
     Ok(body)
 }

@@ -8,14 +8,21 @@ use tollgate_core::{
     denial::Denial,
     key::KeyEntry,
     limit::{Amount, estimate::prompt_tokens, standing::Standing},
-    openai::{request::RequestHead, response::JsonMeter, sse::StreamMeter},
+    openai::{
+        request::RequestHead,
+        response::{AnswerFacts, JsonMeter},
+        sse::StreamMeter,
+    },
     route::{Dialect, Route},
-    snapshot::{InFlight, Target},
-    upstream::Upstream,
+    snapshot::Target,
     usage::{Attempt, Usage},
 };
 use uuid::Uuid;
 
+use super::{
+    attempt::{Current, Failed},
+    downstream::Handle,
+};
 use crate::{
     journal::{Journal, Output},
     limiter::{Reservation, Unbooked},
@@ -55,6 +62,12 @@ pub struct RequestCtx {
     pub tried: Vec<usize>,
     /// The attempt under way.
     pub attempt: Option<Current>,
+    /// Did the upstream break off in the middle of its answer?
+    pub broke_off: bool,
+    /// The most useful answer of those that failed.
+    pub failed: Option<Failed>,
+    /// The wrapper of the client's session, if it needed one.
+    pub downstream: Option<Handle>,
     /// Name of the model at the upstream of the last attempt.
     pub upstream_model: Option<String>,
     /// What it reserved; let go when its answer is over.
@@ -92,27 +105,8 @@ pub struct Ask {
     pub head: RequestHead,
     /// Who may serve it.
     pub target: Target,
-}
-
-/// The attempt under way.
-#[derive(Debug)]
-pub struct Current {
-    /// The member.
-    pub upstream: Arc<Upstream>,
-    /// The model's name at this upstream.
-    pub model: String,
-    /// The body as this upstream wants it.
-    pub body: Bytes,
-    /// Did the gateway ask for usage in the client's place?
-    pub asked_usage: bool,
-    /// When it began.
-    pub began: Instant,
-    /// Counts it as in flight until it is over.
-    pub guard: InFlight,
-    /// Status it answered; 0: none yet.
-    pub status: u16,
-    /// How long that took.
-    pub answered_after: Option<std::time::Duration>,
+    /// Tokens that it may consume, as far as that can be told.
+    pub tokens: u64,
 }
 
 impl Produced {
@@ -136,8 +130,10 @@ pub enum Meter {
     Json(Box<JsonMeter>),
     /// Server-sent events.
     Stream(Box<StreamMeter>),
-    /// An error of the upstream: held back until it is whole, then cleaned of what names the account.
-    Error(Vec<u8>),
+    /// An error that the request is to blame for: kept until it is whole, then cleaned of what names the account.
+    Fault(Vec<u8>),
+    /// An error of the upstream: kept until it is whole and can be judged.
+    Trouble(Vec<u8>),
 }
 
 /// What an answer brought.
@@ -151,6 +147,8 @@ pub struct Produced {
     pub output: Output,
     /// Was it a stream of events?
     pub streamed: bool,
+    /// Does it say that something failed?
+    pub is_error: bool,
 }
 
 impl From<Meter> for Produced {
@@ -159,16 +157,18 @@ impl From<Meter> for Produced {
             Meter::Json(meter) => {
                 let (facts, body) = meter.finish();
                 let output = body.map_or(Output::None, Output::Json);
-                Self { usage: facts.usage, finish_reason: facts.finish_reason, output, streamed: false }
+                let AnswerFacts { usage, finish_reason, is_error } = facts;
+                Self { usage, finish_reason, output, streamed: false, is_error }
             }
             Meter::Stream(mut meter) => Self {
                 usage: meter.usage(),
                 finish_reason: meter.finish_reason().map(str::to_owned),
                 output: Output::Stream(meter.take_output()),
                 streamed: true,
+                is_error: meter.saw_error(),
             },
-            Meter::None | Meter::Error(_) => {
-                Self { usage: None, finish_reason: None, output: Output::None, streamed: false }
+            Meter::None | Meter::Fault(_) | Meter::Trouble(_) => {
+                Self { usage: None, finish_reason: None, output: Output::None, streamed: false, is_error: false }
             }
         }
     }
@@ -194,6 +194,9 @@ impl RequestCtx {
             stale_retries: 0,
             tried: Vec::new(),
             attempt: None,
+            broke_off: false,
+            failed: None,
+            downstream: None,
             upstream_model: None,
             reservation: None,
             unbooked: None,
@@ -207,18 +210,6 @@ impl RequestCtx {
             denial: None,
             provider_request_id: None,
         }
-    }
-
-    /// Is there an upstream that could serve this request and was not tried?
-    #[must_use]
-    pub fn has_untried(&self) -> bool {
-        self.ask.as_ref().is_some_and(|ask| ask.target.pool.any(|index| !self.tried.contains(&index)))
-    }
-
-    /// Finished attempts that count against the limit.
-    #[must_use]
-    pub fn counted_attempts(&self) -> usize {
-        self.attempts.len() - self.stale_retries
     }
 
     /// Forgets what an earlier attempt answered, of which the client has seen nothing.
@@ -239,18 +230,6 @@ impl RequestCtx {
             self.unbooked = Some(reservation.settle(Amount { tokens: usage.total_tokens(), nano_usd: cost }));
         }
         self.produced = Some(produced);
-    }
-
-    /// Ends the attempt under way and puts it on the record.
-    pub fn end_attempt(&mut self, error: Option<&str>) {
-        if let Some(current) = self.attempt.take() {
-            self.attempts.push(Attempt {
-                upstream: current.upstream.name.clone(),
-                status: current.status,
-                duration_ms: millis(current.answered_after.unwrap_or_else(|| current.began.elapsed())),
-                error: error.map(str::to_owned),
-            });
-        }
     }
 }
 

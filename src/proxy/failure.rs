@@ -6,10 +6,12 @@
 use bytes::Bytes;
 use pingora_core::{Error, ErrorSource, ErrorType};
 use pingora_proxy::{FailToProxy, Session};
-use tollgate_core::denial::Denial;
+use tollgate_core::{breaker::Outcome, denial::Denial};
 
 use super::{
+    attempt::NOT_PASSED,
     ctx::{Meter, RequestCtx},
+    downstream::OVERDUE,
     reply,
 };
 use crate::shared::Shared;
@@ -17,7 +19,7 @@ use crate::shared::Shared;
 /// No connection came about.
 pub fn to_connect(shared: &Shared, ctx: &mut RequestCtx, mut error: Box<Error>) -> Box<Error> {
     note(shared, ctx, &error);
-    error.set_retry(may_try_next(shared, ctx));
+    error.set_retry(ctx.may_retry(shared, false));
     error
 }
 
@@ -29,24 +31,35 @@ pub fn while_proxying(
     mut error: Box<Error>,
     reused: bool,
 ) -> Box<Error> {
-    if ctx.attempt.is_none() && error.retry() {
+    if *error.etype() == OVERDUE {
+        error.as_up();
+    }
+    if *error.etype() == NOT_PASSED {
         return error;
     }
     let upstream_broke = *error.esource() == ErrorSource::Upstream && ctx.denial.is_none();
     if !upstream_broke || reply::answered(session).is_some() {
+        if upstream_broke {
+            ctx.broke_off = true;
+            note(shared, ctx, &error);
+        }
         error.set_retry(false);
         return error;
     }
     let was_stale = ctx.stale_retries == 0
         && reused
         && ctx.attempt.as_ref().is_some_and(|current| current.status == 0)
+        && ctx.ask.as_ref().is_some_and(|ask| !ask.head.background)
         && is_closed(&error);
-    note(shared, ctx, &error);
     if was_stale {
+        ctx.conclude(shared, Outcome::Neutral, "stale", Some("stale"));
         ctx.tried.pop();
         ctx.stale_retries += 1;
+        error.set_retry(true);
+        return error;
     }
-    error.set_retry(may_try_next(shared, ctx));
+    note(shared, ctx, &error);
+    error.set_retry(ctx.may_retry(shared, true));
     error
 }
 
@@ -61,32 +74,28 @@ fn is_client_gone(session: &Session, error: &Error) -> bool {
         && (is_closed(error) || *error.etype() == ErrorType::H2Error || reply::answered(session).is_some())
 }
 
-fn may_try_next(shared: &Shared, ctx: &RequestCtx) -> bool {
-    ctx.has_untried() && ctx.counted_attempts() < shared.settings.max_attempts
-}
-
 /// Puts the failed attempt on the record.
 fn note(shared: &Shared, ctx: &mut RequestCtx, error: &Error) {
-    let outcome = outcome(error);
+    let label = label(error);
     if let Some(current) = &ctx.attempt {
-        shared.metrics.upstream_requests_total.with_label_values(&[&current.upstream.name, outcome]).inc();
         tracing::warn!(
             upstream = current.upstream.name,
             request_id = %ctx.request_id,
-            outcome,
+            outcome = label,
             error = error.etype().as_str(),
             "an attempt failed"
         );
     }
-    ctx.end_attempt(Some(outcome));
+    ctx.conclude(shared, Outcome::Failure, label, Some(label));
 }
 
-fn outcome(error: &Error) -> &'static str {
+fn label(error: &Error) -> &'static str {
     match error.etype() {
         ErrorType::ConnectTimedout
         | ErrorType::TLSHandshakeTimedout
         | ErrorType::ReadTimedout
         | ErrorType::WriteTimedout => "timeout",
+        etype if *etype == OVERDUE => "timeout",
         ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert | ErrorType::HandshakeError => "tls",
         ErrorType::ConnectRefused | ErrorType::ConnectNoRoute | ErrorType::ConnectError | ErrorType::SocketError => {
             "connect"
@@ -107,6 +116,12 @@ pub async fn answer(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
         break_off(session, ctx).await;
         return nothing_more;
     }
+    if let Some(failed) = ctx.failed.take() {
+        let wait_ms = matches!(failed.status, 429 | 503).then(|| ctx.soonest_ms(shared));
+        ctx.denial = None;
+        let sent = reply::upstream_error(session, ctx.request_id, &ctx.standing, &failed, wait_ms).await;
+        return FailToProxy { error_code: failed.status, can_reuse_downstream: sent.is_ok() };
+    }
     let denial = ctx.denial.clone().unwrap_or_else(|| denial_of(error));
     shared.metrics.denial(&denial);
     // What follows a body that is not valid HTTP must never be read as the next request.
@@ -121,7 +136,7 @@ pub async fn answer(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
 }
 
 fn denial_of(error: &Error) -> Denial {
-    match (error.esource(), outcome(error)) {
+    match (error.esource(), label(error)) {
         (ErrorSource::Upstream, "timeout") => Denial::UpstreamTimeout,
         (ErrorSource::Upstream, _) => Denial::UpstreamError,
         (ErrorSource::Downstream, "timeout") => Denial::RequestTimeout,

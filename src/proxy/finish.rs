@@ -6,12 +6,14 @@ use http::{HeaderMap, header};
 use pingora_core::{Error, ErrorSource};
 use pingora_proxy::Session;
 use tollgate_core::{
+    breaker,
     route::Action,
     usage::{Usage, UsageRecord},
 };
 
 use super::{
     ctx::{Ask, Meter, Produced, RequestCtx, millis},
+    downstream,
     reply::answered,
 };
 use crate::{
@@ -29,14 +31,15 @@ struct Outcome {
 }
 
 /// Settles everything that the request opened.
-pub async fn finish(shared: &Shared, session: &Session, ctx: &mut RequestCtx, error: Option<&Error>) {
+pub async fn finish(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, error: Option<&Error>) {
+    downstream::restore(session, &mut ctx.downstream);
     ctx.settled = true;
     let outcome = outcome(session, ctx, error);
     let produced = take_produced(ctx, &outcome);
     let duration = ctx.arrived.elapsed();
     if ctx.attempt.is_some() {
         let failure = outcome.interrupted.then(|| outcome.code.clone());
-        ctx.end_attempt(failure.as_deref());
+        ctx.conclude(shared, breaker::Outcome::Neutral, "client_closed", failure.as_deref());
     }
     let route = ctx.route.map_or("none", |route| route.name);
     let asked = ctx.ask.as_ref().map_or("", |ask| &*ask.target.model);
@@ -99,7 +102,7 @@ fn outcome(session: &Session, ctx: &RequestCtx, error: Option<&Error>) -> Outcom
         (None, false, 200..=299) => "ok".to_owned(),
         (None, false, status) => format!("http_{status}"),
     };
-    let interrupted = error.is_some() && ctx.attempt.is_some();
+    let interrupted = error.is_some() && (ctx.attempt.is_some() || ctx.broke_off);
     let consumed = (200..300).contains(&status) || (interrupted && status == 0 && ctx.denial.is_none());
     Outcome { code, status, interrupted, consumed }
 }

@@ -1,16 +1,27 @@
-//! Reads an answer on its way through.
+//! Reads the body of an answer on its way through.
 //!
-//! JSON and streams pass as they are, but for the usage that only the gateway asked for. An upstream's error is held back
-//! until it is whole, because a name that must not be seen could be cut in two; it is short by nature, and what exceeds
+//! JSON and streams pass as they are, but for the usage that only the gateway asked for. A stream is held back until its
+//! first event shows that it is no error. An upstream's error is held back until it is whole, because a name that must not be
+//! seen could be cut in two, and because only its body tells what it means; it is short by nature, and what exceeds
 //! [`ERROR_CAP`] is cut off.
 
 use std::time::Instant;
 
 use bytes::Bytes;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
-use tollgate_core::openai::error::scrub;
+use pingora_proxy::Session;
+use tollgate_core::{
+    breaker::Outcome,
+    openai::{error::scrub, sse::StreamMeter},
+    verdict::{error_code, trouble},
+};
 
-use super::ctx::{Meter, RequestCtx};
+use super::{
+    attempt::Failed,
+    ctx::{Meter, RequestCtx},
+    downstream,
+};
+use crate::shared::Shared;
 
 /// Longest error body that is passed on.
 const ERROR_CAP: usize = 64 * 1024;
@@ -18,11 +29,16 @@ const ERROR_CAP: usize = 64 * 1024;
 /// Meters one piece of the body, and changes it where the client must see something else.
 ///
 /// # Errors
-/// If a stream ends by a closed connection before its end mark: passed on as a clean end, it would pass for whole.
-pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut RequestCtx) -> Result<()> {
-    if ctx.first_byte.is_none() && body.as_ref().is_some_and(|chunk| !chunk.is_empty()) {
-        ctx.first_byte = Some(Instant::now());
-    }
+/// [`NOT_PASSED`](super::attempt::NOT_PASSED) if another upstream gets its turn, or the client another answer. An upstream's error if a stream ends by a
+/// closed connection before its end mark: passed on as a clean end, it would pass for whole.
+pub fn filter(
+    shared: &Shared,
+    session: &mut Session,
+    body: &mut Option<Bytes>,
+    is_end: bool,
+    ctx: &mut RequestCtx,
+) -> Result<()> {
+    note_piece(shared, session, body.as_ref(), is_end, ctx);
     match &mut ctx.meter {
         Meter::None => {}
         Meter::Json(meter) => {
@@ -32,27 +48,128 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut RequestCt
         }
         Meter::Stream(meter) => {
             let now = body.take().map(|chunk| meter.feed(chunk)).unwrap_or_default();
-            let rest = if end_of_stream { meter.finish() } else { Bytes::new() };
+            let rest = if is_end { meter.finish() } else { Bytes::new() };
             *body = join(now, rest);
-            if end_of_stream && ctx.ends_by_close && !meter.saw_end() {
-                return Err(Error::create(ErrorType::ConnectionClosed, ErrorSource::Upstream, None, None));
-            }
+            stream(shared, is_end, ctx)?;
         }
-        Meter::Error(held) => {
-            if let Some(chunk) = body.take() {
-                let room = ERROR_CAP - held.len();
-                held.extend_from_slice(&chunk[..chunk.len().min(room)]);
-            }
-            if end_of_stream {
+        Meter::Fault(held) => {
+            hold(held, body.take());
+            if is_end {
                 *body = Some(Bytes::from(scrub(held).into_owned()));
             }
         }
+        Meter::Trouble(held) => {
+            hold(held, body.take());
+            if is_end || held.len() == ERROR_CAP {
+                return Err(give_up(shared, ctx));
+            }
+        }
     }
-    if end_of_stream {
-        let status = ctx.attempt.as_ref().map_or(0, |current| current.status);
-        ctx.settle((200..300).contains(&status));
+    if is_end {
+        end(shared, ctx);
     }
     Ok(())
+}
+
+/// Notes when the answer began, and sees to it that it is not waited for without end.
+fn note_piece(shared: &Shared, session: &mut Session, body: Option<&Bytes>, is_end: bool, ctx: &mut RequestCtx) {
+    if let Some(handle) = &ctx.downstream {
+        handle.touch();
+    }
+    if ctx.first_byte.is_some() || body.is_none_or(Bytes::is_empty) {
+        return;
+    }
+    ctx.first_byte = Some(Instant::now());
+    let Some(current) = &ctx.attempt else { return };
+    if !is_end {
+        let timeouts = current.upstream.handling.timeouts;
+        let rest = timeouts.total.map(|total| total.saturating_sub(current.began.elapsed()));
+        let until_deadline = ctx.time_left(shared).filter(|_| matches!(ctx.meter, Meter::Trouble(_)));
+        let rest = rest.into_iter().chain(until_deadline).min();
+        downstream::watch(session, &mut ctx.downstream, timeouts.chunk, rest);
+    }
+}
+
+/// Decides on what is held back of a stream, and on its end.
+fn stream(shared: &Shared, is_end: bool, ctx: &mut RequestCtx) -> Result<()> {
+    let Meter::Stream(meter) = &ctx.meter else { return Ok(()) };
+    if is_holding(ctx) {
+        if meter.first_event_is_error() || (is_end && meter.events() == 0) {
+            return Err(reject_stream(shared, ctx));
+        }
+        if meter.events() > 0 || meter.saw_comment() {
+            if let Some(handle) = &ctx.downstream {
+                handle.release();
+            }
+            note_begin(shared, meter, ctx);
+        }
+    }
+    if is_end && ctx.ends_by_close && !meter.saw_end() {
+        return Err(Error::create(ErrorType::ConnectionClosed, ErrorSource::Upstream, None, None));
+    }
+    Ok(())
+}
+
+fn is_holding(ctx: &RequestCtx) -> bool {
+    ctx.downstream.as_ref().is_some_and(downstream::Handle::is_holding)
+}
+
+fn note_begin(shared: &Shared, meter: &StreamMeter, ctx: &RequestCtx) {
+    if meter.events() == 0 {
+        return;
+    }
+    ctx.tell(shared, Outcome::Begun);
+    if let (Some(current), Some(first)) = (&ctx.attempt, ctx.first_byte) {
+        let series = &shared.metrics.upstream_first_token_seconds;
+        let took = first.duration_since(current.began).as_secs_f64();
+        series.with_label_values(&[&current.upstream.name]).observe(took);
+    }
+}
+
+/// The first event of a stream is an error, or there is none: as good as a 500 without a word.
+fn reject_stream(shared: &Shared, ctx: &mut RequestCtx) -> Box<Error> {
+    ctx.conclude(shared, Outcome::Failure, "error_event", Some("error_event"));
+    ctx.not_passed(shared)
+}
+
+/// An error of the upstream is whole: what it means, and what becomes of it.
+fn give_up(shared: &Shared, ctx: &mut RequestCtx) -> Box<Error> {
+    let held = match std::mem::take(&mut ctx.meter) {
+        Meter::Trouble(held) => held,
+        _ => Vec::new(),
+    };
+    let (status, cooling_ms) = ctx.attempt.as_ref().map_or((0, None), |current| (current.status, current.cooling_ms));
+    let trouble = trouble(status, error_code(&held).as_deref(), cooling_ms);
+    if trouble.usefulness == 0
+        && let Some(current) = &ctx.attempt
+    {
+        tracing::error!(upstream = current.upstream.name, status, "the upstream refuses the gateway itself");
+    }
+    ctx.keep(Failed { status, body: scrub(&held).into_owned().into(), usefulness: trouble.usefulness });
+    ctx.conclude(shared, trouble.outcome, trouble.label, Some(trouble.label));
+    ctx.not_passed(shared)
+}
+
+/// The answer is over. Its reservation is settled before its last bytes go to the client: the client's next request must
+/// find free what this one gave back.
+fn end(shared: &Shared, ctx: &mut RequestCtx) {
+    let status = ctx.attempt.as_ref().map_or(0, |current| current.status);
+    let is_good = (200..300).contains(&status);
+    ctx.settle(is_good);
+    let is_error = ctx.produced.as_ref().is_some_and(|produced| produced.is_error);
+    let (outcome, label) = match (is_good, is_error) {
+        (true, false) => (Outcome::Success, "ok"),
+        (true, true) => (Outcome::Failure, "error_in_answer"),
+        (false, _) => (Outcome::Neutral, "client_error"),
+    };
+    ctx.conclude(shared, outcome, label, is_error.then_some(label));
+}
+
+fn hold(held: &mut Vec<u8>, piece: Option<Bytes>) {
+    if let Some(piece) = piece {
+        let room = ERROR_CAP - held.len();
+        held.extend_from_slice(&piece[..piece.len().min(room)]);
+    }
 }
 
 /// Nothing is `None`: an empty chunk would end a chunked body.

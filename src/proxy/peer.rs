@@ -5,63 +5,95 @@ use std::{sync::Arc, time::Instant};
 use pingora_core::{Error, ErrorSource, ErrorType, Result, upstreams::peer::HttpPeer};
 use tollgate_core::{
     azure,
-    denial::Denial,
+    breaker::Outcome,
+    health,
     openai::rewrite,
-    snapshot::InFlight,
+    pool::{Fitness, Strategy, sticky_hash},
     upstream::{Upstream, UpstreamKind},
 };
 
-use super::ctx::{Ask, Current, RequestCtx};
-use crate::{connector::BY_CONNECTOR, shared::Shared};
+use super::{
+    attempt::Current,
+    ctx::{Ask, RequestCtx},
+};
+use crate::{
+    connector::BY_CONNECTOR,
+    shared::{Shared, View},
+};
 
 /// Error type of a request that no upstream is left for.
 pub const NO_UPSTREAM: ErrorType = ErrorType::new("NoUpstream");
-/// What a client is told to wait when nobody can serve it.
-const RETRY_AFTER_S: u32 = 1;
 
 /// Picks an upstream that this request has not tried, and prepares its attempt.
 ///
 /// # Errors
 /// [`NO_UPSTREAM`], with the denial in the context, if there is none.
 pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
-    let Some(view) = ctx.view.clone() else { return none_left(ctx) };
-    while ctx.counted_attempts() < shared.settings.max_attempts {
-        let Some(ask) = &ctx.ask else { break };
-        let Some(index) = ask.target.pool.pick(|index| !ctx.tried.contains(&index)) else { break };
-        let member = view.snapshot.member(index);
-        let current = begin(ask, &member.upstream, member.state.enter());
+    let Some(view) = ctx.view.clone() else { return none_left(shared, ctx) };
+    loop {
+        let Some((index, health)) = enter(shared, &view, ctx) else { return none_left(shared, ctx) };
+        let Some(ask) = &ctx.ask else { return none_left(shared, ctx) };
+        let current = begin(ask, &view.snapshot.member(index).upstream, health);
         if !ctx.attempts.is_empty() {
             shared.metrics.retries_total.inc();
         }
-        ctx.tried.push(index);
         ctx.forwarded.get_or_insert(current.began);
         ctx.upstream_model = Some(current.model.clone());
         ctx.forget_answer();
         ctx.attempt = Some(current);
-        match view.peers.get(index).connect_to().await {
+        match view.peers.get(index).connect_to(ctx.time_left(shared)).await {
             Ok(mut peer) => {
                 peer.options.alpn = BY_CONNECTOR.clone();
-                return Ok(Box::new(peer));
+                return Ok(peer);
             }
             Err(error) => {
-                tracing::warn!(upstream = member.upstream.name, %error, "the upstream's name cannot be resolved");
-                shared.metrics.upstream_requests_total.with_label_values(&[&member.upstream.name, "dns"]).inc();
-                ctx.end_attempt(Some("dns"));
+                let name = &view.snapshot.member(index).upstream.name;
+                tracing::warn!(upstream = name, %error, "the upstream's name cannot be resolved");
+                ctx.conclude(shared, Outcome::Failure, "dns", Some("dns"));
+                if !ctx.may_retry(shared, false) {
+                    return none_left(shared, ctx);
+                }
             }
         }
     }
-    none_left(ctx)
 }
 
-fn none_left<T>(ctx: &mut RequestCtx) -> Result<T> {
-    ctx.denial.get_or_insert(match ctx.attempts.last() {
-        Some(_) => Denial::UpstreamError,
-        None => Denial::UpstreamUnavailable { retry_after_s: RETRY_AFTER_S },
-    });
+/// Picks a member and enters it; another one if it has just closed its doors.
+fn enter(shared: &Shared, view: &View, ctx: &mut RequestCtx) -> Option<(usize, health::Attempt)> {
+    let ask = ctx.ask.as_ref()?;
+    let now_ms = shared.now_ms();
+    let health = |index: usize| &view.snapshot.member(index).state.health;
+    let strategy = ask.target.strategy;
+    let sticky = (strategy == Strategy::Sticky).then(|| sticky_key(ctx)).flatten();
+    loop {
+        let fit = |index| match ctx.tried.contains(&index) {
+            true => Fitness::No,
+            false => health(index).fitness(now_ms, ask.tokens),
+        };
+        let index = ask.target.pool.pick(strategy, sticky, fit, |index| health(index).in_flight())?;
+        ctx.tried.push(index);
+        if let Some(attempt) = health(index).enter(now_ms, ask.tokens) {
+            return Some((index, attempt));
+        }
+    }
+}
+
+/// What keeps requests together that share a prompt: what the client says of it, or else its key.
+fn sticky_key(ctx: &RequestCtx) -> Option<u64> {
+    let head = &ctx.ask.as_ref()?.head;
+    let hint = head.prompt_cache_key.as_ref().or(head.user.as_ref());
+    let key = || ctx.key.as_ref().map(|key| sticky_hash(&key.id.0.to_le_bytes()));
+    hint.map(|hint| sticky_hash(hint.as_bytes())).or_else(key)
+}
+
+fn none_left<T>(shared: &Shared, ctx: &mut RequestCtx) -> Result<T> {
+    if ctx.denial.is_none() {
+        ctx.denial = Some(ctx.no_upstream(shared));
+    }
     Err(Error::create(NO_UPSTREAM, ErrorSource::Internal, None, None))
 }
 
-fn begin(ask: &Ask, upstream: &Arc<Upstream>, guard: InFlight) -> Current {
+fn begin(ask: &Ask, upstream: &Arc<Upstream>, health: health::Attempt) -> Current {
     let model = upstream.resolve_model(&ask.target.model).unwrap_or(&ask.target.model);
     let asked_usage = asks_usage(ask, upstream);
     let edits = rewrite::Edits { model: (model != ask.head.model).then_some(model), ask_usage: asked_usage };
@@ -71,9 +103,10 @@ fn begin(ask: &Ask, upstream: &Arc<Upstream>, guard: InFlight) -> Current {
         model: model.to_owned(),
         asked_usage,
         began: Instant::now(),
-        guard,
+        health,
         status: 0,
         answered_after: None,
+        cooling_ms: None,
     }
 }
 

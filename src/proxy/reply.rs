@@ -8,6 +8,8 @@ use pingora_proxy::Session;
 use tollgate_core::{denial::Denial, limit::standing::Standing};
 use uuid::Uuid;
 
+use super::attempt::Failed;
+
 static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// Status of the answer that the client has been given, or is being given. `100 Continue` is none, although Pingora counts
@@ -25,8 +27,7 @@ pub async fn deny(session: &mut Session, request_id: Uuid, standing: &Standing, 
     let body = Bytes::from(denial.body());
     let mut header = header_of(denial.status(), body.len(), request_id, standing)?;
     if let Some(ms) = denial.retry_after_ms() {
-        header.insert_header(header::RETRY_AFTER, ms.div_ceil(1000))?;
-        header.insert_header("retry-after-ms", ms)?;
+        show_wait(&mut header, ms)?;
     }
     if denial.is_final() {
         header.insert_header("x-should-retry", "false")?;
@@ -38,6 +39,29 @@ pub async fn deny(session: &mut Session, request_id: Uuid, standing: &Standing, 
         header.insert_header(header::WWW_AUTHENTICATE, "Bearer")?;
     }
     send(session, header, body).await
+}
+
+/// Answers with an error that an upstream gave. `wait_ms`: when asking again may help.
+///
+/// # Errors
+/// If the client is gone.
+pub async fn upstream_error(
+    session: &mut Session,
+    request_id: Uuid,
+    standing: &Standing,
+    failed: &Failed,
+    wait_ms: Option<u64>,
+) -> Result<()> {
+    let mut header = header_of(failed.status, failed.body.len(), request_id, standing)?;
+    if let Some(ms) = wait_ms {
+        show_wait(&mut header, ms)?;
+    }
+    send(session, header, failed.body.clone()).await
+}
+
+fn show_wait(header: &mut ResponseHeader, ms: u64) -> Result<()> {
+    header.insert_header(header::RETRY_AFTER, ms.div_ceil(1000))?;
+    header.insert_header("retry-after-ms", ms)
 }
 
 /// Answers 200 with a JSON body.

@@ -68,9 +68,10 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
     ctx.view = Some(Arc::clone(&view));
     match route.action {
         Action::Forward(dialect) => {
-            let ask = ask(shared, session, ctx, dialect).await?;
-            admit(shared, ctx, &key, &ask).await.map_err(Failure::Denied)?;
+            let mut ask = ask(shared, session, ctx, dialect).await?;
+            ask.tokens = admit(shared, ctx, &key, &ask).await.map_err(Failure::Denied)?;
             ctx.ask = Some(ask);
+            shared.retry_budget.deposit(shared.now_ms());
             return Ok(false);
         }
         Action::ListModels => {
@@ -98,7 +99,8 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
 async fn ask(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, dialect: Dialect) -> Result<Ask, Failure> {
     check_encoding(&session.req_header().headers).map_err(Failure::Denied)?;
     let began = Instant::now();
-    let read = body::read(session, shared.settings.max_body_bytes, shared.settings.client_timeout).await;
+    let (max, patience) = (shared.settings.max_body_bytes, shared.settings.client_timeout);
+    let read = body::read(session, &mut ctx.downstream, max, patience).await;
     ctx.waited_for_client = began.elapsed();
     let body = read?;
     let head = parse(&body).map_err(|error| {
@@ -111,11 +113,11 @@ async fn ask(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, diale
         .snapshot
         .resolve(&head.model, key)
         .ok_or_else(|| Failure::Denied(Denial::ModelNotFound { model: head.model.clone() }))?;
-    Ok(Ask { dialect, body, head, target })
+    Ok(Ask { dialect, body, head, target, tokens: 0 })
 }
 
-/// Reserves what the request may consume, at everything that limits it.
-async fn admit(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask) -> Result<(), Denial> {
+/// Reserves what the request may consume, at everything that limits it; returns how many tokens that is.
+async fn admit(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask) -> Result<u64, Denial> {
     let request = limiter::Request {
         key,
         ip: ctx.ip,
@@ -127,9 +129,9 @@ async fn admit(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask)
         at: ctx.arrived_at,
     };
     match shared.limiter.admit(request).await {
-        Ok(Admission { reservation, standing }) => {
+        Ok(Admission { reservation, standing, tokens }) => {
             (ctx.reservation, ctx.standing) = (Some(reservation), standing);
-            Ok(())
+            Ok(tokens)
         }
         Err(Refused { denial, standing }) => {
             ctx.standing = standing;

@@ -1,101 +1,116 @@
-//! What an upstream's answer means, and which of its headers the client sees.
+//! What the head of an upstream's answer means, and which of its headers the client sees.
+//!
+//! What is certain from the head is decided here. Where the body has a say, because it tells a used-up account from a rate
+//! limit, or because the first event of a stream may be an error, the answer is held back until [`meter`](super::meter) has
+//! seen it.
 
-use http::{HeaderName, header};
+use std::time::SystemTime;
+
+use http::{HeaderMap, HeaderName, header};
 use pingora::http::ResponseHeader;
-use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_core::Result;
+use pingora_proxy::Session;
 use tollgate_core::{
-    denial::Denial,
+    allowance::{Report, cooling_ms},
+    breaker::Outcome,
     openai::{response::JsonMeter, sse::StreamMeter},
+    verdict::{Class, class},
 };
 
 use super::{
     ctx::{Meter, RequestCtx},
+    downstream,
     reply::sign,
 };
 use crate::shared::Shared;
 
-/// Error type of an attempt whose answer is not passed on: another upstream gets its turn.
-pub const TRY_NEXT: ErrorType = ErrorType::new("TryNext");
-/// Error type of an answer that the client must not see as it is.
-pub const REFUSED: ErrorType = ErrorType::new("Refused");
-
 /// Headers of the provider that the client sees. `content-length` is among them only where the body passes unchanged.
-const PASSED: [HeaderName; 6] = [
+const PASSED: [HeaderName; 5] = [
     header::CONTENT_TYPE,
-    header::CONTENT_ENCODING,
     header::RETRY_AFTER,
     HeaderName::from_static("retry-after-ms"),
     HeaderName::from_static("x-should-retry"),
     header::TRANSFER_ENCODING,
 ];
+/// What says how much is left of the provider's own limits.
+const REMAINING: [HeaderName; 2] = [
+    HeaderName::from_static("x-ratelimit-remaining-requests"),
+    HeaderName::from_static("x-ratelimit-remaining-tokens"),
+];
 /// How much of an upstream's error is held back to be cleaned.
 const ERROR_BODY: usize = 4096;
 
-/// Takes note of the answer and decides whether another upstream is tried instead.
+/// Takes note of the answer; ends the attempt if the head alone shows that it is no answer.
 ///
 /// # Errors
-/// [`TRY_NEXT`], to be retried, or [`REFUSED`], with the denial in the context.
+/// [`NOT_PASSED`](super::attempt::NOT_PASSED), to be retried if another upstream may do better.
 pub fn classify(shared: &Shared, answer: &ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
-    let status = answer.status.as_u16();
     if answer.status.is_informational() {
         return Ok(());
     }
-    let id = ["x-request-id", "apim-request-id"].iter().find_map(|name| answer.headers.get(*name));
+    let (status, headers) = (answer.status.as_u16(), &answer.headers);
+    let id = ["x-request-id", "apim-request-id"].iter().find_map(|name| headers.get(*name));
     ctx.provider_request_id = id.and_then(|id| id.to_str().ok()).map(|id| id.chars().take(128).collect());
     ctx.ends_by_close =
-        !answer.headers.contains_key(header::CONTENT_LENGTH) && !answer.headers.contains_key(header::TRANSFER_ENCODING);
+        !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING);
     let Some(current) = &mut ctx.attempt else { return Ok(()) };
     current.status = status;
-    current.answered_after = Some(current.began.elapsed());
-    let outcome = outcome(status);
-    shared.metrics.upstream_requests_total.with_label_values(&[&current.upstream.name, outcome]).inc();
-    if says_nothing_about_the_request(status)
-        && ctx.has_untried()
-        && ctx.counted_attempts() + 1 < shared.settings.max_attempts
-    {
-        ctx.end_attempt(Some(outcome));
-        let mut error = Error::create(TRY_NEXT, ErrorSource::Upstream, None, None);
-        error.set_retry(true);
-        return Err(error);
+    let took = current.began.elapsed();
+    current.answered_after = Some(took);
+    let name = &current.upstream.name;
+    shared.metrics.upstream_response_seconds.with_label_values(&[name]).observe(took.as_secs_f64());
+    if REMAINING.iter().any(|name| headers.contains_key(name)) {
+        let report = Report::parse(headers);
+        current.health.see_allowance(&report, shared.now_ms());
+        shared.metrics.upstream_remaining(name, &report);
     }
-    if matches!(status, 401 | 403 | 300..=399) {
-        if let Some(current) = &ctx.attempt {
-            tracing::error!(upstream = current.upstream.name, status, "the upstream refuses the gateway itself");
-        }
-        ctx.end_attempt(Some(outcome));
-        ctx.denial = Some(Denial::UpstreamError);
-        return Err(Error::create(REFUSED, ErrorSource::Upstream, None, None));
+    if status == 429 {
+        current.cooling_ms = cooling_ms(headers, unix_ms());
     }
-    Ok(())
+    let unusable = match class(status) {
+        Class::Good => unusable(headers),
+        Class::Unexpected => Some("unexpected"),
+        Class::ClientFault | Class::Trouble => None,
+    };
+    let Some(label) = unusable else { return Ok(()) };
+    tracing::error!(upstream = name, status, reason = label, "the upstream answers what no provider does");
+    ctx.conclude(shared, Outcome::Failure, label, Some(label));
+    Err(ctx.not_passed(shared))
 }
 
-/// Would another upstream perhaps answer better? 401 and 403 are about the gateway's credential.
-fn says_nothing_about_the_request(status: u16) -> bool {
-    matches!(status, 300..=399 | 401 | 403 | 408 | 409 | 429 | 500..=599)
+/// Why a good status is none: the body is compressed, which was not asked for and cannot be metered, or is of a kind that
+/// no model makes.
+fn unusable(headers: &HeaderMap) -> Option<&'static str> {
+    let is = |name, kinds: &[&[u8]]| {
+        headers.get(name).is_none_or(|value| {
+            let value = value.as_bytes().trim_ascii_start();
+            kinds.iter().any(|kind| value.get(..kind.len()).is_some_and(|start| start.eq_ignore_ascii_case(kind)))
+        })
+    };
+    if !is(header::CONTENT_ENCODING, &[b"identity"]) {
+        return Some("encoded");
+    }
+    (!is(header::CONTENT_TYPE, &[b"application/json", b"text/event-stream"])).then_some("unexpected")
 }
 
-fn outcome(status: u16) -> &'static str {
-    match status {
-        200..=299 => "ok",
-        401 | 403 => "refused",
-        408 => "timeout",
-        429 => "rate_limited",
-        400..=499 => "client_error",
-        500..=599 => "server_error",
-        _ => "unexpected",
-    }
+fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Makes the header that the client sees, and decides how the body is read.
 ///
 /// # Errors
 /// If a header cannot be built: a defect.
-pub fn filter(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+pub fn filter(session: &mut Session, answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     if answer.status.is_informational() {
         *answer = ResponseHeader::build(answer.status, Some(0))?;
         return Ok(());
     }
     ctx.meter = meter_for(answer, ctx);
+    if matches!(ctx.meter, Meter::Stream(_) | Meter::Trouble(_)) {
+        downstream::hold(session, &mut ctx.downstream);
+    }
     let mut shown = ResponseHeader::build_no_case(answer.status, Some(PASSED.len() + 8))?;
     for name in PASSED {
         if let Some(value) = answer.headers.get(&name) {
@@ -105,7 +120,7 @@ pub fn filter(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     let unchanged = match &ctx.meter {
         Meter::None | Meter::Json(_) => true,
         Meter::Stream(_) => ctx.attempt.as_ref().is_none_or(|current| !current.asked_usage),
-        Meter::Error(_) => false,
+        Meter::Fault(_) | Meter::Trouble(_) => false,
     };
     match answer.headers.get(header::CONTENT_LENGTH) {
         Some(length) if unchanged => shown.insert_header(header::CONTENT_LENGTH, length.clone())?,
@@ -119,15 +134,14 @@ pub fn filter(answer: &mut ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
 
 fn meter_for(answer: &ResponseHeader, ctx: &RequestCtx) -> Meter {
     let (Some(ask), Some(current)) = (&ctx.ask, &ctx.attempt) else { return Meter::None };
-    let header_is = |name, text: &[u8]| answer.headers.get(name).is_some_and(|v| v.as_bytes().starts_with(text));
-    if answer.headers.contains_key(header::CONTENT_ENCODING) && !header_is(header::CONTENT_ENCODING, b"identity") {
-        return Meter::None;
+    let is_stream =
+        || answer.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().starts_with(b"text/event-stream"));
+    match class(answer.status.as_u16()) {
+        Class::Trouble => Meter::Trouble(Vec::with_capacity(ERROR_BODY)),
+        Class::ClientFault => Meter::Fault(Vec::with_capacity(ERROR_BODY)),
+        Class::Good | Class::Unexpected if is_stream() => {
+            Meter::Stream(Box::new(StreamMeter::new(ask.dialect, current.asked_usage)))
+        }
+        Class::Good | Class::Unexpected => Meter::Json(Box::new(JsonMeter::new(ask.dialect))),
     }
-    if answer.status.is_client_error() || answer.status.is_server_error() {
-        return Meter::Error(Vec::with_capacity(ERROR_BODY));
-    }
-    if header_is(header::CONTENT_TYPE, b"text/event-stream") {
-        return Meter::Stream(Box::new(StreamMeter::new(ask.dialect, current.asked_usage)));
-    }
-    Meter::Json(Box::new(JsonMeter::new(ask.dialect)))
 }

@@ -6,14 +6,15 @@ use serde_json::json;
 use tollgate_core::{
     id::{UpstreamId, check_name},
     secret::Secret,
-    upstream::{BaseUrl, ModelEntry, Timeouts, Upstream, UpstreamKind},
+    upstream::{BaseUrl, Handling, ModelEntry, Overrides, Upstream, UpstreamKind},
 };
 
 use super::{Store, StoreError, admin::Entry, change, now, number, on_pool};
 
 macro_rules! columns {
     () => {
-        "id, name, kind, base_url, credential, models, weight, priority, api_version, created_at, disabled_at, removed_at"
+        "id, name, kind, base_url, credential, models, weight, priority, api_version, handling, created_at, disabled_at,
+         removed_at"
     };
 }
 pub(super) use columns;
@@ -37,6 +38,8 @@ pub struct UpstreamSpec {
     pub priority: u32,
     /// Azure's `api-version`.
     pub api_version: Option<String>,
+    /// How it is handled, where not as the defaults say.
+    pub overrides: Overrides,
     /// Does it get no new work?
     pub disabled: bool,
 }
@@ -55,9 +58,10 @@ pub struct StoredUpstream {
 }
 
 impl StoredUpstream {
-    /// The upstream as requests see it. `credential` is the decrypted one.
+    /// The upstream as requests see it. `credential` is the decrypted one, `defaults` how upstreams are handled that do not
+    /// say otherwise.
     #[must_use]
-    pub fn to_upstream(&self, credential: Secret) -> Upstream {
+    pub fn to_upstream(&self, credential: Secret, defaults: Handling) -> Upstream {
         let spec = self.spec.clone();
         Upstream {
             id: Some(self.id),
@@ -69,7 +73,7 @@ impl StoredUpstream {
             weight: spec.weight,
             priority: spec.priority,
             api_version: spec.api_version,
-            timeouts: Timeouts::default(),
+            handling: spec.overrides.over(defaults),
             ca_pem: None,
             disabled: spec.disabled,
         }
@@ -87,6 +91,7 @@ pub(super) struct Row {
     weight: i64,
     priority: i64,
     api_version: Option<String>,
+    handling: String,
     created_at: DateTime<Utc>,
     disabled_at: Option<DateTime<Utc>>,
     removed_at: Option<DateTime<Utc>>,
@@ -119,6 +124,7 @@ impl TryFrom<Row> for StoredUpstream {
                 weight: number::count32(row.weight),
                 priority: number::count32(row.priority),
                 api_version: row.api_version,
+                overrides: serde_json::from_str(&row.handling).map_err(|_| corrupt("handling"))?,
                 disabled: row.disabled_at.is_some(),
                 name: row.name,
             },
@@ -138,8 +144,8 @@ impl Store {
         let row: Row = change!(self, by, |tx, seq| {
             let row: Row = sqlx::query_as(concat!(
                 "INSERT INTO upstreams (name, kind, base_url, credential, models, weight, priority, api_version,
-                                        created_at, disabled_at, changed_seq)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING ",
+                                        handling, created_at, disabled_at, changed_seq)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) RETURNING ",
                 columns!()
             ))
             .bind(&spec.name)
@@ -150,6 +156,7 @@ impl Store {
             .bind(i64::from(spec.weight))
             .bind(i64::from(spec.priority))
             .bind(&spec.api_version)
+            .bind(json!(spec.overrides).to_string())
             .bind(now())
             .bind(spec.disabled.then(now))
             .bind(seq)
@@ -185,8 +192,9 @@ impl Store {
             upstream.disabled_at = spec.disabled.then(|| upstream.disabled_at.unwrap_or_else(now));
             sqlx::query(
                 "UPDATE upstreams SET name = $1, kind = $2, base_url = $3, credential = $4, models = $5, weight = $6,
-                                      priority = $7, api_version = $8, disabled_at = $9, changed_seq = $10
-                 WHERE id = $11",
+                                      priority = $7, api_version = $8, handling = $9, disabled_at = $10,
+                                      changed_seq = $11
+                 WHERE id = $12",
             )
             .bind(&spec.name)
             .bind(spec.kind.as_str())
@@ -196,6 +204,7 @@ impl Store {
             .bind(i64::from(spec.weight))
             .bind(i64::from(spec.priority))
             .bind(&spec.api_version)
+            .bind(json!(spec.overrides).to_string())
             .bind(upstream.disabled_at)
             .bind(seq)
             .bind(id.0)
@@ -269,6 +278,7 @@ fn detail(spec: &UpstreamSpec) -> serde_json::Value {
     json!({
         "name": spec.name, "kind": spec.kind, "base_url": spec.base_url.to_string(),
         "models": spec.models.iter().map(ToString::to_string).collect::<Vec<_>>(), "weight": spec.weight,
-        "priority": spec.priority, "api_version": spec.api_version, "disabled": spec.disabled,
+        "priority": spec.priority, "api_version": spec.api_version, "handling": spec.overrides,
+        "disabled": spec.disabled,
     })
 }

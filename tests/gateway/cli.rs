@@ -13,7 +13,7 @@ use tollgate::{
 use tollgate_core::{
     key::{KEY_LEN, KeyHash},
     secret::Secret,
-    upstream::{BaseUrl, Timeouts, Upstream, UpstreamKind},
+    upstream::{BaseUrl, Handling, Upstream, UpstreamKind},
 };
 
 use crate::support::upstream::{Answer, Upstream as Scripted};
@@ -251,7 +251,7 @@ fn in_file(name: &str) -> Arc<Upstream> {
         weight: 1,
         priority: 0,
         api_version: None,
-        timeouts: Timeouts::default(),
+        handling: Handling::default(),
         ca_pem: None,
         disabled: false,
     })

@@ -85,14 +85,17 @@ fn settings_become_values() {
         "[server]\nlisten = ['0.0.0.0:0', '[::1]:81']\nadmin_listen = ''\nmax_body = '1 MiB'\ngrace_period = '2m'\nthreads = 2\n\
          [upstream_defaults]\nconnect_timeout = '1s'\n{}[models.'gpt-4o']\ninput_usd_per_mtok = 2.5\noutput_usd_per_mtok = 10\n\
          aliases = ['fast']\n",
-        upstream("kind = 'azure'\napi_version = 'preview'\nmodels = ['gpt-4o=prod', 'o*']\nweight = 7\npriority = 2\nread_timeout = '9s'")
+        upstream("kind = 'azure'\napi_version = 'preview'\nmodels = ['gpt-4o=prod', 'o*']\nweight = 7\npriority = 2\nfirst_byte_timeout = '9s'")
     ))
     .unwrap();
     assert_eq!((config.server.listen.len(), config.server.admin_listen, config.server.threads), (2, None, 2));
     assert_eq!((config.server.max_body_bytes, config.server.grace_period), (1 << 20, Duration::from_secs(120)));
     let spec = &config.upstreams[0];
     assert_eq!((spec.weight, spec.priority, spec.api_version.as_deref()), (7, 2, Some("preview")));
-    assert_eq!((spec.timeouts.connect, spec.timeouts.read), (Duration::from_secs(1), Duration::from_secs(9)));
+    assert_eq!(
+        (spec.handling.timeouts.connect, spec.handling.timeouts.first_byte),
+        (Duration::from_secs(1), Duration::from_secs(9))
+    );
     assert_eq!(spec.models.iter().map(ToString::to_string).collect::<Vec<_>>(), ["gpt-4o=prod", "o*"]);
     assert_eq!(spec.credential, CredentialSource::Plain(Secret::new("sk-from-the-environment".into())));
     let model = &config.models["gpt-4o"];

@@ -11,7 +11,7 @@ use tollgate_core::{
     id::{KeyId, UserId},
     key::{ApiKey, IpNet},
     limit::{Amount, Limits, MAX_LIMIT, ModelLimits, Month},
-    upstream::{BaseUrl, ModelEntry, UpstreamKind},
+    upstream::{BaseUrl, ModelEntry, Overrides, UpstreamKind},
     usage::{Attempt, BookedAddress, Usage, UsageRecord},
 };
 use uuid::Uuid;
@@ -299,6 +299,7 @@ fn openai() -> UpstreamSpec {
         weight: 3,
         priority: 1,
         api_version: None,
+        overrides: Overrides { chunk_timeout_ms: Some(7_000), rpm: Some(60), ..Overrides::default() },
         disabled: false,
     }
 }

@@ -85,7 +85,7 @@ async fn when_all_fail_the_client_gets_a_true_error() {
     assert_eq!(busy.received().len(), 2);
 
     let silent = Upstream::start(Answer::never());
-    let gateway = Gateway::builder().upstream("main", &silent.base_url(), "read_timeout = \"300ms\"").start();
+    let gateway = Gateway::builder().upstream("main", &silent.base_url(), "first_byte_timeout = \"300ms\"").start();
     let answer = gateway.ask(CHAT, &chat()).await;
     assert_eq!((answer.status.as_u16(), &answer.json()["error"]["code"]), (504, &json!("upstream_timeout")));
 
@@ -180,13 +180,14 @@ async fn upstreams_of_the_database_come_and_go_while_running() {
         weight: 1,
         priority: 0,
         api_version: None,
+        overrides: tollgate_core::upstream::Overrides::default(),
         disabled: false,
     };
     let stored = store.create_upstream(&spec, "test").await.unwrap();
     until_status(&gateway, StatusCode::OK).await;
     assert_eq!(second.received()[0].header("authorization"), Some("Bearer sk-stored"));
     store.update_upstream(stored.id, "test", |spec| spec.disabled = true).await.unwrap();
-    until_status(&gateway, StatusCode::NOT_FOUND).await;
+    until_status(&gateway, StatusCode::SERVICE_UNAVAILABLE).await;
     store.update_upstream(stored.id, "test", |spec| spec.disabled = false).await.unwrap();
     until_status(&gateway, StatusCode::OK).await;
     store.remove_upstream(stored.id, "test").await.unwrap();
@@ -211,6 +212,7 @@ async fn an_upstream_that_cannot_be_used_does_not_hide_other_changes() {
             weight: 1,
             priority: 0,
             api_version: None,
+            overrides: tollgate_core::upstream::Overrides::default(),
             disabled: false,
         };
         store.create_upstream(&spec, "test").await.unwrap();

@@ -93,8 +93,8 @@ pub enum Denial {
     LimiterUnavailable,
     /// No upstream can serve this now.
     UpstreamUnavailable {
-        /// When it may be worth trying again.
-        retry_after_s: u32,
+        /// When the first of them will take a request again.
+        retry_after_ms: u64,
     },
     /// The upstream did not answer in time.
     UpstreamTimeout,
@@ -242,10 +242,9 @@ impl Denial {
     #[must_use]
     pub fn retry_after_ms(&self) -> Option<u64> {
         match self {
-            Self::RateLimited { retry_after_ms, .. } | Self::TooManyFromAddress { retry_after_ms } => {
-                Some(*retry_after_ms)
-            }
-            Self::UpstreamUnavailable { retry_after_s } => Some(u64::from(*retry_after_s) * 1000),
+            Self::RateLimited { retry_after_ms, .. }
+            | Self::TooManyFromAddress { retry_after_ms }
+            | Self::UpstreamUnavailable { retry_after_ms } => Some(*retry_after_ms),
             Self::LimiterUnavailable => Some(1000),
             _ => None,
         }
@@ -290,7 +289,7 @@ mod tests {
             (Denial::ModelNotFound { model: "x".into() }, 404, "model_not_found"),
             (Denial::InvalidBody { message: "m".into(), param: None }, 400, "invalid_body"),
             (Denial::RequestTooLarge { limit_bytes: 1 }, 413, "request_too_large"),
-            (Denial::UpstreamUnavailable { retry_after_s: 1 }, 503, "upstream_unavailable"),
+            (Denial::UpstreamUnavailable { retry_after_ms: 1 }, 503, "upstream_unavailable"),
             (Denial::UpstreamTimeout, 504, "upstream_timeout"),
             (Denial::LimiterUnavailable, 503, "limiter_unavailable"),
             (Denial::UpstreamError, 502, "upstream_error"),

@@ -24,3 +24,4 @@ pub mod snapshot;
 pub mod upstream;
 pub mod usage;
 pub mod user;
+pub mod verdict;

@@ -12,7 +12,7 @@ use crate::{
     glob,
     health::Health,
     key::KeyEntry,
-    pool::{Place, Pool, sticky_hash},
+    pool::{Place, Pool, Strategy, sticky_hash},
     price::Price,
     upstream::Upstream,
 };
@@ -24,6 +24,8 @@ pub struct ModelInfo {
     pub price: Price,
     /// Other names that clients may use for it.
     pub aliases: Vec<String>,
+    /// How its requests are shared out among the upstreams; `None`: as those of all models.
+    pub strategy: Option<Strategy>,
 }
 
 /// What changes about an upstream while it runs; outlives the snapshots it appears in.
@@ -67,8 +69,10 @@ pub struct Member {
 pub struct Target {
     /// The model's proper name, aliases resolved.
     pub model: Arc<str>,
-    /// Who serves it.
+    /// Who serves it. May be nobody: then all who could are disabled, or have no weight.
     pub pool: Arc<Pool>,
+    /// How its requests are shared out among them.
+    pub strategy: Strategy,
     /// What its tokens cost.
     pub price: Price,
 }
@@ -85,20 +89,35 @@ pub struct Snapshot {
     members: Vec<Member>,
     models: HashMap<Arc<str>, ModelInfo>,
     aliases: HashMap<String, Arc<str>>,
+    strategy: Strategy,
+    /// Those models whose names stand somewhere: nearly all that are asked for.
+    targets: HashMap<Arc<str>, Target>,
     pools: Mutex<HashMap<Vec<usize>, Arc<Pool>>>,
 }
 
 impl Snapshot {
-    /// Resolves everything once. Disabled upstreams get no work, whatever serves them.
+    /// Resolves everything once. Disabled upstreams get no work, whatever they serve. `strategy`: how requests are shared out
+    /// where a model does not say.
     #[must_use]
-    pub fn new(generation: u64, members: Vec<Member>, models: HashMap<String, ModelInfo>) -> Self {
+    pub fn new(generation: u64, members: Vec<Member>, models: HashMap<String, ModelInfo>, strategy: Strategy) -> Self {
         let models: HashMap<Arc<str>, ModelInfo> =
             models.into_iter().map(|(name, info)| (Arc::from(name), info)).collect();
         let aliases = models
             .iter()
             .flat_map(|(name, info)| info.aliases.iter().map(move |alias| (alias.clone(), Arc::clone(name))))
             .collect();
-        Self { generation, members, models, aliases, pools: Mutex::default() }
+        let (targets, pools) = (HashMap::new(), Mutex::default());
+        let mut snapshot = Self { generation, members, models, aliases, strategy, targets, pools };
+        snapshot.targets =
+            snapshot.named().into_iter().filter_map(|name| Some((Arc::clone(&name), snapshot.target(name)?))).collect();
+        snapshot
+    }
+
+    /// Every model that is named by an upstream or in the configuration.
+    fn named(&self) -> BTreeSet<Arc<str>> {
+        let entries = self.members.iter().flat_map(|member| &member.upstream.models);
+        let exact = entries.filter(|entry| !glob::is_pattern(&entry.name)).map(|entry| Arc::from(entry.name.as_str()));
+        self.models.keys().cloned().chain(exact).collect()
     }
 
     /// The member at an index that a [`Pool`] gave.
@@ -118,33 +137,40 @@ impl Snapshot {
     /// A key's model list may name the model or the alias that the client used.
     #[must_use]
     pub fn resolve(&self, asked: &str, key: &KeyEntry) -> Option<Target> {
-        let model = self.canonical(asked);
-        if !key.allows_model(asked) && !key.allows_model(&model) {
+        let model = self.proper(asked);
+        if !key.allows_model(asked) && !key.allows_model(model) {
             return None;
         }
-        let pool = self.pool_of(&model)?;
-        let price = self.models.get(&model).map(|info| info.price).unwrap_or_default();
-        Some(Target { model, pool, price })
-    }
-
-    fn canonical(&self, asked: &str) -> Arc<str> {
-        match self.aliases.get(asked) {
-            Some(model) => Arc::clone(model),
-            None => self.models.get_key_value(asked).map_or_else(|| Arc::from(asked), |(name, _)| Arc::clone(name)),
+        match self.targets.get(model) {
+            Some(target) => Some(target.clone()),
+            None => self.target(Arc::from(model)),
         }
     }
 
+    fn target(&self, model: Arc<str>) -> Option<Target> {
+        let pool = self.pool_of(&model)?;
+        let info = self.models.get(&model);
+        let price = info.map(|info| info.price).unwrap_or_default();
+        let strategy = info.and_then(|info| info.strategy).unwrap_or(self.strategy);
+        Some(Target { model, pool, strategy, price })
+    }
+
+    /// The proper name of a model, which may be asked for by an alias.
+    fn proper<'a>(&'a self, asked: &'a str) -> &'a str {
+        self.aliases.get(asked).map_or(asked, |model| model)
+    }
+
+    /// `None`: no upstream has ever heard of the model. Those that are disabled have, and will serve it again.
     fn pool_of(&self, model: &str) -> Option<Arc<Pool>> {
-        let serving: Vec<usize> = self
-            .members
-            .iter()
-            .enumerate()
-            .filter(|(_, member)| !member.upstream.disabled && member.upstream.resolve_model(model).is_some())
+        let members = self.members.iter().enumerate();
+        let mut serving: Vec<usize> = members
+            .filter(|(_, member)| member.upstream.resolve_model(model).is_some())
             .map(|(index, _)| index)
             .collect();
         if serving.is_empty() {
             return None;
         }
+        serving.retain(|&index| !self.members[index].upstream.disabled);
         let mut pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(pool) = pools.get(&serving) {
             return Some(Arc::clone(pool));
@@ -180,7 +206,7 @@ impl Snapshot {
             .map(|(alias, _)| alias.clone())
             .collect();
         names.extend(aliases);
-        names.retain(|name| key.allows_model(name) || key.allows_model(&self.canonical(name)));
+        names.retain(|name| key.allows_model(name) || key.allows_model(self.proper(name)));
         names
     }
 }
@@ -192,7 +218,7 @@ mod tests {
         id::{KeyId, UserId},
         pool::{Fitness, Strategy},
         secret::Secret,
-        upstream::{BaseUrl, ModelEntry, Timeouts, UpstreamKind},
+        upstream::{BaseUrl, Handling, ModelEntry, UpstreamKind},
         user::User,
     };
 
@@ -207,7 +233,7 @@ mod tests {
             weight: 1,
             priority: 0,
             api_version: None,
-            timeouts: Timeouts::default(),
+            handling: Handling::default(),
             ca_pem: None,
             disabled: name.starts_with("off"),
         };
@@ -235,11 +261,15 @@ mod tests {
     }
 
     fn snapshot() -> Snapshot {
-        let info = ModelInfo { aliases: vec!["fast".into()], price: Price { input: 1, ..Price::default() } };
+        let info = ModelInfo {
+            aliases: vec!["fast".into()],
+            price: Price { input: 1, ..Price::default() },
+            strategy: Some(Strategy::Sticky),
+        };
         let members =
             vec![member("a", &["gpt-4o=prod", "gpt-4o-mini"]), member("b", &["gpt-*"]), member("off", &["o3"])];
         members[1].state.set_listed_models(vec!["gpt-5".into(), "whisper".into()]);
-        Snapshot::new(1, members, HashMap::from([("gpt-4o-mini".to_owned(), info)]))
+        Snapshot::new(1, members, HashMap::from([("gpt-4o-mini".to_owned(), info)]), Strategy::Weighted)
     }
 
     #[test]
@@ -252,11 +282,14 @@ mod tests {
         assert_eq!(members("gpt-4o", &any), Some(("gpt-4o".into(), vec![0, 1])));
         assert_eq!(members("fast", &any), Some(("gpt-4o-mini".into(), vec![0, 1])));
         assert_eq!(members("gpt-x", &any), Some(("gpt-x".into(), vec![1])));
-        assert_eq!(members("o3", &any), None, "its upstream is disabled");
+        assert_eq!(members("o3", &any), Some(("o3".into(), vec![])), "its upstream is disabled");
+        assert_eq!(members("o4", &any), None);
         assert_eq!(members("gpt-4o", &key(&["fast"])), None);
         assert!(members("fast", &key(&["fast"])).is_some());
         assert!(members("fast", &key(&["gpt-4o-mini"])).is_some());
-        assert_eq!(snapshot.resolve("fast", &any).unwrap().price.input, 1);
+        let fast = snapshot.resolve("fast", &any).unwrap();
+        assert_eq!((fast.price.input, fast.strategy), (1, Strategy::Sticky));
+        assert_eq!(snapshot.resolve("gpt-4o", &any).unwrap().strategy, Strategy::Weighted);
     }
 
     #[test]

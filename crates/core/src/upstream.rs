@@ -138,13 +138,83 @@ impl std::fmt::Display for BaseUrl {
 pub struct Timeouts {
     /// To accept a connection, TLS included.
     pub connect: Duration,
-    /// From one byte of the answer to the next, the first one included. Reasoning models think for minutes before it.
-    pub read: Duration,
+    /// From the request to the first byte of the answer's body. Reasoning models think for minutes before it.
+    pub first_byte: Duration,
+    /// From one piece of the body to the next.
+    pub chunk: Duration,
+    /// For one attempt in all; `None`: as long as it takes.
+    pub total: Option<Duration>,
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(5), read: Duration::from_secs(600) }
+        Self {
+            connect: Duration::from_secs(5),
+            first_byte: Duration::from_secs(600),
+            chunk: Duration::from_secs(300),
+            total: None,
+        }
+    }
+}
+
+/// How an upstream is handled, beyond what it is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Handling {
+    /// How long it may take.
+    pub timeouts: Timeouts,
+    /// Requests per minute that it is known to allow; 0: not known.
+    pub rpm: u64,
+    /// Tokens per minute that it is known to allow; 0: not known.
+    pub tpm: u64,
+    /// How often it is probed without a client's request; `None`: only by its requests.
+    pub probe_interval: Option<Duration>,
+}
+
+/// What is said of one upstream's handling, where it differs from the defaults. `None`: as the default. Durations are in
+/// milliseconds, 0: none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Overrides {
+    /// See [`Timeouts::connect`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_timeout_ms: Option<u64>,
+    /// See [`Timeouts::first_byte`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_byte_timeout_ms: Option<u64>,
+    /// See [`Timeouts::chunk`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub chunk_timeout_ms: Option<u64>,
+    /// See [`Timeouts::total`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_timeout_ms: Option<u64>,
+    /// See [`Handling::rpm`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rpm: Option<u64>,
+    /// See [`Handling::tpm`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<u64>,
+    /// See [`Handling::probe_interval`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe_interval_ms: Option<u64>,
+}
+
+impl Overrides {
+    /// What they make of `default`.
+    #[must_use]
+    pub fn over(&self, default: Handling) -> Handling {
+        let some = |ms: u64| Some(Duration::from_millis(ms)).filter(|duration| !duration.is_zero());
+        let or = |ms: Option<u64>, default: Duration| ms.map_or(default, Duration::from_millis);
+        Handling {
+            timeouts: Timeouts {
+                connect: or(self.connect_timeout_ms, default.timeouts.connect),
+                first_byte: or(self.first_byte_timeout_ms, default.timeouts.first_byte),
+                chunk: or(self.chunk_timeout_ms, default.timeouts.chunk),
+                total: self.total_timeout_ms.map_or(default.timeouts.total, some),
+            },
+            rpm: self.rpm.unwrap_or(default.rpm),
+            tpm: self.tpm.unwrap_or(default.tpm),
+            probe_interval: self.probe_interval_ms.map_or(default.probe_interval, some),
+        }
     }
 }
 
@@ -169,8 +239,8 @@ pub struct Upstream {
     pub priority: u32,
     /// Azure's `api-version`.
     pub api_version: Option<String>,
-    /// How long it may take.
-    pub timeouts: Timeouts,
+    /// How it is handled.
+    pub handling: Handling,
     /// PEM of certificate authorities to trust for it, instead of the system's.
     pub ca_pem: Option<String>,
     /// A disabled upstream gets no new work.
@@ -204,6 +274,19 @@ mod tests {
         assert_eq!(url.to_string(), "https://api.openai.com/v1");
         let url = BaseUrl::parse("http://[::1]:8081").unwrap();
         assert_eq!((url.tls, url.host.as_str(), url.port, url.path.as_str()), (false, "::1", 8081, ""));
+    }
+
+    #[test]
+    fn overrides_say_only_what_differs() {
+        let default = Handling { rpm: 7, probe_interval: Some(Duration::from_secs(9)), ..Handling::default() };
+        assert_eq!(Overrides::default().over(default), default);
+        let all = r#"{"connect_timeout_ms":1,"first_byte_timeout_ms":2,"chunk_timeout_ms":3,"total_timeout_ms":4,"rpm":0,"tpm":5,"probe_interval_ms":0}"#;
+        let overrides: Overrides = serde_json::from_str(all).unwrap();
+        let ms = Duration::from_millis;
+        let timeouts = Timeouts { connect: ms(1), first_byte: ms(2), chunk: ms(3), total: Some(ms(4)) };
+        assert_eq!(overrides.over(default), Handling { timeouts, rpm: 0, tpm: 5, probe_interval: None });
+        assert_eq!(serde_json::to_string(&overrides).unwrap(), all);
+        assert_eq!(serde_json::to_string(&Overrides::default()).unwrap(), "{}");
     }
 
     #[test]

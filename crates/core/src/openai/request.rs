@@ -39,6 +39,8 @@ pub struct RequestHead {
     pub max_output_tokens: Option<u64>,
     /// How many answers are to be written: `n` or `best_of`, the larger, at least 1.
     pub choices: u64,
+    /// Is the answer to be made in the background (`background`)? Then each time it is asked for is work of its own.
+    pub background: bool,
     /// The client's `user`, at most [`MAX_HINT_BYTES`] of it.
     pub user: Option<String>,
     /// The client's `prompt_cache_key`, at most [`MAX_HINT_BYTES`] of it.
@@ -164,6 +166,7 @@ struct Draft<'t> {
     include_usage: bool,
     max_output_tokens: Option<u64>,
     choices: u64,
+    background: bool,
     user: Option<String>,
     prompt_cache_key: Option<String>,
 }
@@ -179,6 +182,7 @@ impl<'t> Draft<'t> {
             include_usage: false,
             max_output_tokens: None,
             choices: 1,
+            background: false,
             user: None,
             prompt_cache_key: None,
         }
@@ -199,6 +203,7 @@ impl<'t> Draft<'t> {
                 self.max_output_tokens = self.max_output_tokens.max(count(value));
             }
             "n" | "best_of" => self.choices = self.choices.max(count(value).unwrap_or(1)),
+            "background" => self.background = value == "true",
             "user" => self.user = hint(value),
             "prompt_cache_key" => self.prompt_cache_key = hint(value),
             _ => {}
@@ -247,6 +252,7 @@ impl<'t> Draft<'t> {
             include_usage: self.include_usage,
             max_output_tokens: self.max_output_tokens,
             choices: self.choices,
+            background: self.background,
             user: self.user,
             prompt_cache_key: self.prompt_cache_key,
             model_at,

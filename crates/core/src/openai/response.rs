@@ -36,6 +36,8 @@ pub struct AnswerFacts {
     pub usage: Option<Usage>,
     /// Why the model stopped: `stop`, `length`, `tool_calls`; of a response its status, or why it is incomplete.
     pub finish_reason: Option<String>,
+    /// Is it an error, whatever its status says?
+    pub is_error: bool,
 }
 
 /// Reads a `usage` object, in any dialect.
@@ -94,7 +96,8 @@ pub fn parse_answer(dialect: Dialect, body: &[u8]) -> AnswerFacts {
         Dialect::Responses => answer.stop_reason(),
         Dialect::Embeddings => None,
     };
-    AnswerFacts { usage: answer.usage.and_then(|raw| parse_usage(raw.get().as_bytes())), finish_reason }
+    let usage = answer.usage.and_then(|raw| parse_usage(raw.get().as_bytes()));
+    AnswerFacts { usage, finish_reason, is_error: answer.error.is_some() }
 }
 
 /// Everything raw: a surprise in one member must not cost the others.
@@ -108,6 +111,8 @@ struct RawAnswer<'a> {
     status: Option<&'a RawValue>,
     #[serde(borrow)]
     incomplete_details: Option<&'a RawValue>,
+    #[serde(borrow)]
+    error: Option<&'a RawValue>,
 }
 
 impl RawAnswer<'_> {
@@ -221,7 +226,7 @@ fn facts_of_tail(tail: &[u8]) -> AnswerFacts {
         let is_outermost = scan::closes_the_document(tail, member.value.end, 1);
         is_outermost.then(|| parse_usage(&tail[member.value]))?
     });
-    AnswerFacts { usage, finish_reason: None }
+    AnswerFacts { usage, ..AnswerFacts::default() }
 }
 
 #[cfg(test)]
@@ -267,6 +272,19 @@ mod tests {
         assert_eq!(responses.finish_reason.as_deref(), Some("max_output_tokens"));
         let completed = facts(Dialect::Responses, r#"{"status":"completed","incomplete_details":null}"#);
         assert_eq!(completed.finish_reason.as_deref(), Some("completed"));
+    }
+
+    #[test]
+    fn an_error_is_one_whatever_its_status_said() {
+        for (body, is_error) in [
+            (r#"{"error":{"message":"overloaded"}}"#, true),
+            (r#"{"status":"failed","error":{"code":"server_error"}}"#, true),
+            (r#"{"status":"completed","error":null}"#, false),
+            (r#"{"choices":[{"message":{"content":"\"error\":{}"}}]}"#, false),
+            ("no JSON", false),
+        ] {
+            assert_eq!(facts(Dialect::Responses, body).is_error, is_error, "{body}");
+        }
     }
 
     #[test]

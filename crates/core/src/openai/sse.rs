@@ -36,6 +36,7 @@ pub struct StreamMeter {
     hides_usage: bool,
     events: u64,
     first_event_is_error: bool,
+    saw_comment: bool,
     place: Place,
     /// Bytes from earlier chunks: the incomplete line and, when hiding, the undecided lines of its event before it.
     held: Vec<u8>,
@@ -78,6 +79,7 @@ impl StreamMeter {
             hides_usage: hide_usage,
             events: 0,
             first_event_is_error: false,
+            saw_comment: false,
             place: Place::Before,
             held: Vec::new(),
             line_start: 0,
@@ -139,6 +141,12 @@ impl StreamMeter {
     #[must_use]
     pub fn first_event_is_error(&self) -> bool {
         self.first_event_is_error
+    }
+
+    /// Was there a comment, by which an upstream says that it is still at work?
+    #[must_use]
+    pub fn saw_comment(&self) -> bool {
+        self.saw_comment
     }
 
     /// Number of events with data so far, the end mark and hidden ones included.
@@ -266,6 +274,7 @@ impl StreamMeter {
         let content = line.strip_suffix(b"\n").unwrap_or(line);
         let content = content.strip_suffix(b"\r").unwrap_or(content);
         let dropping = self.place == Place::Dropping;
+        self.saw_comment |= content.starts_with(b":");
         if content.is_empty() {
             self.place = Place::Before;
         } else if line.len() > MAX_LINE_BYTES {
