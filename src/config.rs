@@ -79,8 +79,8 @@ pub struct Config {
     pub log: Log,
     /// `[retry]`
     pub retry: Retry,
-    /// `[pool] strategy`
-    pub strategy: Strategy,
+    /// `[pool]`
+    pub pool: Pool,
     /// `[breaker]`
     pub breaker: breaker::Rules,
     /// `[upstream_defaults]`: for upstreams that are not in the file, and for what one in the file leaves out.
@@ -230,6 +230,15 @@ pub struct Log {
     pub format: LogFormat,
     /// Which lines there are, in `tracing`'s filter syntax.
     pub level: String,
+}
+
+/// How requests are shared out among upstreams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pool {
+    /// Within one priority, where a model does not say.
+    pub strategy: Strategy,
+    /// How long a request waits for an upstream that will be ready again, if none is.
+    pub wait: Duration,
 }
 
 /// How failed attempts are repeated.

@@ -3,5 +3,7 @@
 
 pub mod limits;
 pub mod models;
+pub mod notices;
+pub mod probe;
 pub mod refresh;
 pub mod usage_writer;

@@ -18,6 +18,7 @@ pub mod redis;
 mod redis_background;
 mod redis_batch;
 mod redis_link;
+mod redis_notices;
 mod redis_queue;
 pub mod redis_wire;
 mod upkeep;
@@ -46,9 +47,9 @@ use tollgate_core::{
     openai::request::RequestHead,
     price::Price,
     route::Dialect,
+    upstream::Account,
 };
 
-pub use self::upkeep::Active;
 use self::{
     books::Books,
     lengths::Lengths,
@@ -56,6 +57,7 @@ use self::{
     redis::{Clock, Gone, Options as RedisOptions, Redis, Reserved, Verdict, new_holder},
     redis_wire::{Change, Known},
 };
+pub use self::{redis_notices::Told, upkeep::Active};
 
 /// How long a request waits at the start for the first word of Redis. Until then a replica knows of no others and would
 /// give out all of every limit.
@@ -202,6 +204,17 @@ impl Limiter {
     #[must_use]
     pub fn has_quota_of_addresses(&self) -> bool {
         self.0.policy.has_quota_of_addresses()
+    }
+
+    /// Are limits shared through Redis?
+    #[must_use]
+    pub fn has_redis(&self) -> bool {
+        self.0.redis.is_some()
+    }
+
+    /// Tells other replicas of accounts, and hears what they told since the last time. `None`: Redis cannot be asked.
+    pub async fn exchange_notices(&self, told: Vec<(Account, Told)>) -> Option<Vec<(Account, Told)>> {
+        self.0.redis.as_ref()?.exchange_notices(self.now_ms(), told).await
     }
 
     /// How long answers are.

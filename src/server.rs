@@ -18,7 +18,7 @@ use pingora_core::{
     services::background::background_service,
 };
 use pingora_proxy::{ProcessCustomSession, ProxyServiceBuilder};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tollgate_core::{retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream};
 
 use crate::{
@@ -27,8 +27,10 @@ use crate::{
     connector::OnePieceConnector,
     drain::{Drain, Stop},
     jobs::{
+        self,
         limits::Limits,
         models::Models,
+        probe::Probes,
         refresh::{Fixed, Refresh},
         usage_writer::UsageWriter,
     },
@@ -86,6 +88,8 @@ impl Assembly {
         server.add_service(data_plane);
         server.add_service(background_service("refresh", refresh));
         server.add_service(background_service("limits", limits));
+        server.add_service(background_service("probes", Probes::new(Arc::clone(&shared))));
+        server.add_service(background_service("notices", jobs::notices::Notices::new(Arc::clone(&shared))));
         server.add_service(background_service("models", Models::new(Arc::clone(&shared))));
         let writer = background_service("usage writer", writer);
         let kept = writer.task();
@@ -126,7 +130,7 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
     let journal = Journal::new(config.usage.batch);
     let empty = View {
-        snapshot: Snapshot::new(0, Vec::new(), config.models.clone(), config.strategy),
+        snapshot: Snapshot::new(0, Vec::new(), config.models.clone(), config.pool.strategy),
         peers: Peers::new(Vec::new()),
     };
     let metrics = Metrics::try_new()?;
@@ -149,12 +153,14 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
         settings: Settings {
             max_body_bytes: config.server.max_body_bytes,
             max_attempts: config.retry.attempts,
+            wait: config.pool.wait,
             deadline: config.retry.deadline,
             trusted_proxies: config.server.trusted_proxies.clone(),
             client_timeout: config.server.client_timeout,
         },
         in_flight: crate::shared::Requests::default(),
         retry_budget: Budget::new(config.retry.budget),
+        upstream_changed: Notify::new(),
         notices: Notices::default(),
         started: Instant::now(),
     });
@@ -162,7 +168,7 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
         upstreams: file_upstreams(&config.upstreams, &fernet)?,
         models: config.models.clone(),
         handling: config.upstream_defaults,
-        strategy: config.strategy,
+        strategy: config.pool.strategy,
         breaker: config.breaker,
         fernet,
     };

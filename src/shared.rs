@@ -6,19 +6,21 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tollgate_core::{
     breaker::{Notice, Transition},
     id::KeyId,
     key::{IpNet, KeyEntry, KeyHash},
     retry::Budget,
     snapshot::Snapshot,
+    upstream::{Account, Upstream},
 };
 
 use crate::{
@@ -44,6 +46,8 @@ pub struct Settings {
     pub max_body_bytes: usize,
     /// Upstreams tried for one request at the most.
     pub max_attempts: usize,
+    /// How long a request waits for an upstream that will be ready again, if none is.
+    pub wait: Duration,
     /// How long after its arrival a request may still be given to another upstream; `None`: any time.
     pub deadline: Option<Duration>,
     /// Proxies in front of the gateway whose `x-forwarded-for` is believed.
@@ -73,6 +77,8 @@ pub struct Shared {
     pub in_flight: Requests,
     /// Retries that the traffic pays for.
     pub retry_budget: Budget,
+    /// Wakes requests that wait for an upstream.
+    pub upstream_changed: Notify,
     /// What other replicas are to be told of upstreams.
     pub notices: Notices,
     /// Where [`Shared::now_ms`] begins.
@@ -87,37 +93,50 @@ impl Shared {
     }
 
     /// The state of an upstream changed: a line in the log, and a word to the other replicas.
-    pub fn changed(&self, upstream: &str, transition: &Transition) {
+    pub fn changed(&self, upstream: &Upstream, transition: &Transition) {
         let until_s = transition.until_ms.map(|until_ms| until_ms.saturating_sub(self.now_ms()).div_ceil(1000));
         tracing::warn!(
-            upstream,
+            upstream = upstream.name,
             from = transition.from.as_str(),
             to = transition.to.as_str(),
             reason = transition.reason.as_str(),
             for_s = until_s,
             "an upstream changed its state"
         );
-        self.metrics.upstream_transitions_total.with_label_values(&[upstream, transition.to.as_str()]).inc();
+        self.upstream_changed.notify_waiters();
+        self.metrics.upstream_transitions_total.with_label_values(&[&upstream.name, transition.to.as_str()]).inc();
         if let Some(notice) = transition.notice() {
-            self.notices.tell(upstream, notice);
+            self.notices.tell(upstream.account(), notice);
         }
     }
 }
 
-/// What other replicas are to be told of upstreams: the last word on each of them.
+/// What other replicas are to be told of accounts: the last word on each of them.
 #[derive(Debug, Default)]
-pub struct Notices(Mutex<HashMap<String, Notice>>);
+pub struct Notices(Mutex<HashMap<Account, Notice>>);
 
 impl Notices {
-    /// Adds the last word on an upstream.
-    pub fn tell(&self, upstream: &str, notice: Notice) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(upstream.to_owned(), notice);
+    /// Adds the last word on an account.
+    pub fn tell(&self, account: Account, notice: Notice) {
+        self.words().insert(account, notice);
+    }
+
+    /// Puts words back that could not be told.
+    pub fn put_back(&self, untold: HashMap<Account, Notice>) {
+        let mut words = self.words();
+        for (account, notice) in untold {
+            words.entry(account).or_insert(notice);
+        }
     }
 
     /// Takes out what is to be told.
     #[must_use]
-    pub fn take(&self) -> HashMap<String, Notice> {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    pub fn take(&self) -> HashMap<Account, Notice> {
+        std::mem::take(&mut *self.words())
+    }
+
+    fn words(&self) -> MutexGuard<'_, HashMap<Account, Notice>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -10,7 +10,7 @@ use tollgate_core::{
 };
 
 use super::{
-    Retry,
+    Pool, Retry,
     table::Table,
     validate::{HOUR, MILLISECOND, duration},
 };
@@ -21,6 +21,12 @@ const SECOND: Duration = Duration::from_secs(1);
 const MOST_PER_MINUTE: u64 = 1_000_000_000_000;
 
 /// Reads `[pool]`.
+pub(super) fn pool(table: &mut Table<'_>) -> Pool {
+    let wait = duration(table, "wait", SECOND, Duration::ZERO..=HOUR);
+    Pool { strategy: strategy(table).unwrap_or_default(), wait }
+}
+
+/// A `strategy`, if there is one.
 pub(super) fn strategy(table: &mut Table<'_>) -> Option<Strategy> {
     table.text("strategy", str::parse)
 }

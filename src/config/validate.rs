@@ -56,7 +56,7 @@ fn sections(reader: &Reader<'_>, root: &mut Table<'_>, file: Option<&Path>) -> C
         secrets,
         log: log(&mut root.section("log")),
         retry: pool::retry(&mut root.section("retry")),
-        strategy: pool::strategy(&mut root.section("pool")).unwrap_or_default(),
+        pool: pool::pool(&mut root.section("pool")),
         breaker: pool::breaker(&mut root.section("breaker")),
         upstream_defaults,
         upstreams,

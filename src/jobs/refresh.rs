@@ -13,14 +13,13 @@ use std::{
 use anyhow::Context;
 use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
-use sha2::{Digest, Sha256};
 use tokio::sync::Mutex;
 use tollgate_core::{
     breaker,
     id::{KeyId, UpstreamId},
     pool::Strategy,
     snapshot::{Member, ModelInfo, Snapshot, UpstreamState},
-    upstream::{Handling, Upstream},
+    upstream::{Account, Handling, Upstream},
 };
 
 use crate::{
@@ -73,16 +72,7 @@ struct Known {
 struct Running {
     state: Arc<UpstreamState>,
     peer: Arc<Peer>,
-    account: [u8; 32],
-}
-
-/// Which account an upstream is at: what is known of its health belongs to that.
-fn account(upstream: &Upstream) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    hash.update(upstream.base_url.to_string());
-    hash.update([0]);
-    hash.update(upstream.credential.expose());
-    hash.finalize().into()
+    account: Account,
 }
 
 impl Refresh {
@@ -151,7 +141,7 @@ impl Refresh {
 
     /// What is known of an upstream's health; nothing, if it is at another account than before.
     fn state_of(&self, upstream: &Upstream, kept: Option<&Running>) -> Arc<UpstreamState> {
-        let same = kept.filter(|kept| kept.account == account(upstream));
+        let same = kept.filter(|kept| kept.account == upstream.account());
         let state = same.map_or_else(Arc::default, |kept| Arc::clone(&kept.state));
         let Handling { rpm, tpm, .. } = upstream.handling;
         state.health.configure(self.fixed.breaker, rpm, tpm, self.shared.now_ms());
@@ -179,7 +169,7 @@ impl Refresh {
                 None => Arc::new(Peer::try_new(upstream)?),
             };
             let state = self.state_of(upstream, kept);
-            let account = account(upstream);
+            let account = upstream.account();
             running.insert(upstream.name.clone(), Running { state, peer, account });
         }
         known.generation += 1;

@@ -46,6 +46,7 @@ use tollgate_core::{
 use super::{
     redis_batch::Batch,
     redis_link::{Answers, Connection, Link},
+    redis_notices::Heard,
     redis_queue::{Ask, Queue, Step},
     redis_wire::{Caller, Change, Known},
 };
@@ -68,6 +69,8 @@ pub struct Redis {
     queue: Mutex<Queue>,
     /// Whose turn it is to go to Redis: one at a time.
     turn: Semaphore,
+    /// What other replicas told of accounts.
+    pub(super) heard: Heard,
     pub(super) has_changes: Notify,
     pub(super) is_lost: Notify,
     late: mpsc::Sender<Answers>,
@@ -149,6 +152,7 @@ impl Redis {
             link: ArcSwapOption::empty(),
             queue: Mutex::default(),
             turn: Semaphore::new(1),
+            heard: Heard::default(),
             has_changes: Notify::new(),
             is_lost: Notify::new(),
             late,

@@ -16,7 +16,6 @@ use tollgate_core::{
     breaker::{Outcome, Ready},
     denial::Denial,
     health,
-    pool::Fitness,
     upstream::Upstream,
     usage::Attempt,
 };
@@ -68,10 +67,9 @@ impl RequestCtx {
     /// Tells the breaker what is known of the attempt under way; more may follow.
     pub fn tell(&self, shared: &Shared, outcome: Outcome) {
         let Some(current) = &self.attempt else { return };
-        let name = &current.upstream.name;
         let transition = current.health.record(outcome, shared.now_ms(), jitter(outcome));
         if let Some(transition) = transition {
-            shared.changed(name, &transition);
+            shared.changed(&current.upstream, &transition);
         }
     }
 
@@ -140,12 +138,26 @@ impl RequestCtx {
         self.attempts.len() - self.stale_retries
     }
 
-    /// Is there an upstream that would take this request and was not tried?
+    /// Is there an upstream that was not tried and would take this request, now or in a moment?
     fn has_untried(&self, shared: &Shared) -> bool {
-        let (Some(ask), Some(view)) = (&self.ask, &self.view) else { return false };
+        self.untried_wait(shared).is_some_and(|wait| wait <= shared.settings.wait)
+    }
+
+    /// How long until an upstream that was not tried takes this request; one that is just being probed may at any moment.
+    pub fn untried_wait(&self, shared: &Shared) -> Option<Duration> {
+        let (Some(ask), Some(view)) = (&self.ask, &self.view) else { return None };
         let now_ms = shared.now_ms();
-        let takes = |index| view.snapshot.member(index).state.health.fitness(now_ms, ask.tokens) != Fitness::No;
-        ask.target.pool.any(|index| !self.tried.contains(&index) && takes(index))
+        let untried = ask.target.pool.members().filter(|index| !self.tried.contains(index));
+        let wait = |index| {
+            let health = &view.snapshot.member(index).state.health;
+            match health.ready(now_ms) {
+                Ready::Now => Some(Duration::ZERO),
+                Ready::At(_) if health.is_probing() => Some(Duration::ZERO),
+                Ready::At(at_ms) => Some(Duration::from_millis(at_ms.saturating_sub(now_ms))),
+                Ready::Never => None,
+            }
+        };
+        untried.filter_map(wait).min()
     }
 
     /// When the first upstream that serves this request will take one again, in milliseconds from now.

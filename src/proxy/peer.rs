@@ -1,8 +1,12 @@
 //! Which upstream takes the next attempt.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use pingora_core::{Error, ErrorSource, ErrorType, Result, upstreams::peer::HttpPeer};
+use tokio::time::timeout;
 use tollgate_core::{
     azure,
     breaker::Outcome,
@@ -21,6 +25,10 @@ use crate::{
     shared::{Shared, View},
 };
 
+const MILLISECOND: Duration = Duration::from_millis(1);
+/// How often it is looked whether an upstream is ready: a probe may end without a word.
+const STEP: Duration = Duration::from_millis(50);
+
 /// Error type of a request that no upstream is left for.
 pub const NO_UPSTREAM: ErrorType = ErrorType::new("NoUpstream");
 
@@ -31,7 +39,7 @@ pub const NO_UPSTREAM: ErrorType = ErrorType::new("NoUpstream");
 pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
     let Some(view) = ctx.view.clone() else { return none_left(shared, ctx) };
     loop {
-        let Some((index, health)) = enter(shared, &view, ctx) else { return none_left(shared, ctx) };
+        let Some((index, health)) = enter_or_wait(shared, &view, ctx).await else { return none_left(shared, ctx) };
         let Some(ask) = &ctx.ask else { return none_left(shared, ctx) };
         let current = begin(ask, &view.snapshot.member(index).upstream, health);
         if !ctx.attempts.is_empty() {
@@ -55,6 +63,21 @@ pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>
                 }
             }
         }
+    }
+}
+
+/// Picks a member and enters it; waits for one, if one will be ready soon.
+async fn enter_or_wait(shared: &Shared, view: &View, ctx: &mut RequestCtx) -> Option<(usize, health::Attempt)> {
+    let until = Instant::now() + shared.settings.wait.min(ctx.time_left(shared).unwrap_or(Duration::MAX));
+    loop {
+        let changed = shared.upstream_changed.notified();
+        if let Some(entered) = enter(shared, view, ctx) {
+            return Some(entered);
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let wait = ctx.untried_wait(shared).filter(|wait| *wait <= left)?;
+        let woken = timeout(wait.clamp(MILLISECOND, STEP), changed).await;
+        drop(woken);
     }
 }
 

@@ -15,14 +15,10 @@ use tollgate_core::{
 
 use super::ctx::RequestCtx;
 
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Headers of the client that the provider gets.
-const PASSED: [HeaderName; 5] = [
-    header::ACCEPT,
-    header::CONTENT_TYPE,
-    header::USER_AGENT,
-    HeaderName::from_static("idempotency-key"),
-    HeaderName::from_static("openai-beta"),
-];
+const PASSED: [HeaderName; 5] =
+    [header::ACCEPT, header::CONTENT_TYPE, header::USER_AGENT, IDEMPOTENCY_KEY, HeaderName::from_static("openai-beta")];
 
 /// Makes the request of this attempt.
 ///
@@ -40,6 +36,10 @@ pub fn filter(session: &Session, upstream_request: &mut RequestHeader, ctx: &Req
         if let Some(value) = session.req_header().headers.get(&name) {
             request.insert_header(name, value.clone())?;
         }
+    }
+    // The same for every attempt, so that a provider that knows it does the work once.
+    if !request.headers.contains_key(&IDEMPOTENCY_KEY) {
+        request.insert_header(&IDEMPOTENCY_KEY, ctx.request_id.to_string())?;
     }
     authorize(&mut request, upstream)?;
     request.insert_header(header::CONTENT_LENGTH, current.body.len())?;

@@ -4,6 +4,7 @@
 
 mod access;
 mod bodies;
+mod chaos;
 mod cli;
 mod config;
 mod fleet;
@@ -12,6 +13,7 @@ mod layering;
 mod limits;
 mod listeners;
 mod mock;
+mod pool;
 mod privacy;
 mod redis_down;
 mod store;

@@ -251,6 +251,12 @@ impl Breaker {
         }
     }
 
+    /// Is a request finding out just now whether it is well again?
+    #[must_use]
+    pub fn is_probing(&self) -> bool {
+        matches!(self.circuit, Circuit::HalfOpen { probe: Some(_) })
+    }
+
     /// When the slow probe of a quarantined upstream is due, in milliseconds of the caller's clock.
     #[must_use]
     pub fn slow_probe_at_ms(&self) -> Option<u64> {

@@ -83,6 +83,12 @@ impl Health {
         Ready::of(self.ready_at_ms.load(Relaxed), now_ms)
     }
 
+    /// Is a request finding out just now whether it is well again?
+    #[must_use]
+    pub fn is_probing(&self) -> bool {
+        self.lock().breaker.is_probing()
+    }
+
     /// Begins an attempt that may consume `tokens`, if the breaker lets it in.
     #[must_use]
     pub fn enter(self: &Arc<Self>, now_ms: u64, tokens: u64) -> Option<Attempt> {

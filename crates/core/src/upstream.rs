@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 use crate::{glob, id::UpstreamId, secret::Secret};
 
@@ -247,7 +248,38 @@ pub struct Upstream {
     pub disabled: bool,
 }
 
+/// Which account an upstream is at: address and credential, as a number that tells nothing of either. What is known of an
+/// upstream's health belongs to its account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Account(u64);
+
+impl std::fmt::Display for Account {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl std::str::FromStr for Account {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
 impl Upstream {
+    /// Its account.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        let mut hash = Sha256::new();
+        hash.update(self.base_url.to_string());
+        hash.update([0]);
+        hash.update(self.credential.expose());
+        // 64 bits: enough to tell accounts apart, too few to find a credential by.
+        let hash: [u8; 32] = hash.finalize().into();
+        Account(hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte)))
+    }
+
     /// The upstream's own name for `model`, if it serves it.
     ///
     /// An exact entry wins over a pattern, whatever their order.

@@ -14,6 +14,7 @@ pub(crate) struct Answer {
     status: u16,
     headers: Vec<(String, String)>,
     parts: Vec<Bytes>,
+    body_after: Duration,
     pause: Duration,
     framing: Declared,
     end: End,
@@ -97,6 +98,7 @@ impl Answer {
             status: 200,
             headers: Vec::new(),
             parts: Vec::new(),
+            body_after: Duration::ZERO,
             pause: Duration::ZERO,
             framing: Declared::Length,
             end: End::Proper,
@@ -112,6 +114,12 @@ impl Answer {
     /// Waits before it begins.
     pub(crate) fn after(mut self, delay: Duration) -> Self {
         self.delay = delay;
+        self
+    }
+
+    /// Waits between its header and its body.
+    pub(crate) fn body_after(mut self, delay: Duration) -> Self {
+        self.body_after = delay;
         self
     }
 
@@ -164,6 +172,7 @@ impl Answer {
             End::CutAfter(bytes) | End::ResetAfter(bytes) => bytes,
             _ => usize::MAX,
         };
+        sleep(self.body_after).await;
         for (i, part) in self.parts.iter().enumerate() {
             if i > 0 {
                 sleep(self.pause).await;
