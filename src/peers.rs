@@ -1,4 +1,7 @@
-//! How to connect to each upstream: addresses, certificate authorities, timeouts.
+//! How to speak to each upstream: addresses, certificate authorities, timeouts, and what every request to it carries.
+//!
+//! What is the same for all requests is made once: the values of headers, the paths of endpoints. The value that carries the
+//! credential lives in one piece of memory, which is wiped when the last request lets go of it.
 //!
 //! Pingora's `HttpPeer::new` resolves names with a blocking call, on the thread that serves requests. Here a name is
 //! resolved by Tokio's resolver and kept for [`FRESH`]; when a later look-up fails, the old addresses stay in use, because
@@ -15,13 +18,20 @@ use std::{
 
 use anyhow::Context;
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Uri};
 use pingora_core::{
     protocols::{TcpKeepalive, tls::CaType},
     upstreams::peer::HttpPeer,
     utils::tls::{WrappedX509, parse_x509},
 };
 use rustls_pki_types::{CertificateDer, pem::PemObject};
-use tollgate_core::upstream::{BaseUrl, Timeouts, Upstream};
+use tollgate_core::{
+    azure, openai,
+    route::ROUTES,
+    upstream::{Account, BaseUrl, Timeouts, Upstream, UpstreamKind},
+};
+use zeroize::Zeroizing;
 
 /// How long resolved addresses are used before the name is looked up again.
 const FRESH: Duration = Duration::from_secs(30);
@@ -53,7 +63,11 @@ pub struct Peer {
     url: BaseUrl,
     ca_pem: Option<String>,
     timeouts: Timeouts,
+    account: Account,
     template: HttpPeer,
+    host: HeaderValue,
+    credential: (HeaderName, HeaderValue),
+    targets: Targets,
     resolved: ArcSwapOption<Resolved>,
     turn: AtomicUsize,
 }
@@ -83,6 +97,10 @@ impl Peer {
             url: upstream.base_url.clone(),
             ca_pem: upstream.ca_pem.clone(),
             timeouts,
+            account: upstream.account(),
+            host: HeaderValue::from_str(&upstream.base_url.authority).context("base_url: the host")?,
+            credential: credential(upstream)?,
+            targets: Targets::try_new(upstream)?,
             template: template(&upstream.base_url, ca, timeouts),
             resolved: ArcSwapOption::empty(),
             turn: AtomicUsize::new(0),
@@ -92,7 +110,31 @@ impl Peer {
     /// Does this still describe how to connect to `upstream`?
     #[must_use]
     pub fn fits(&self, upstream: &Upstream) -> bool {
-        self.url == upstream.base_url && self.timeouts == upstream.handling.timeouts && self.ca_pem == upstream.ca_pem
+        self.url == upstream.base_url
+            && self.timeouts == upstream.handling.timeouts
+            && self.ca_pem == upstream.ca_pem
+            && self.account == upstream.account()
+            && self.targets.fits(upstream)
+    }
+
+    /// Value of the `host` header.
+    #[must_use]
+    pub fn host(&self) -> &HeaderValue {
+        &self.host
+    }
+
+    /// The header that carries the credential.
+    #[must_use]
+    pub fn credential(&self) -> (HeaderName, HeaderValue) {
+        self.credential.clone()
+    }
+
+    /// Path and query of `endpoint` (as the route table has it) for `model`.
+    ///
+    /// # Errors
+    /// If the two make no path: a defect, since both were checked when they were read.
+    pub fn target(&self, endpoint: &'static str, model: &str) -> anyhow::Result<Uri> {
+        self.targets.of(endpoint, model)
     }
 
     /// What Pingora needs to connect. `left`: how long the request may still take, if not as long as it likes.
@@ -140,6 +182,52 @@ impl Peer {
     fn next_of(&self, addresses: &[SocketAddr]) -> SocketAddr {
         addresses[self.turn.fetch_add(1, Ordering::Relaxed) % addresses.len()]
     }
+}
+
+/// Paths at an upstream.
+struct Targets {
+    kind: UpstreamKind,
+    base_path: String,
+    api_version: Option<String>,
+    /// Those that are the same for every model.
+    known: Vec<(&'static str, Uri)>,
+}
+
+impl Targets {
+    fn try_new(upstream: &Upstream) -> anyhow::Result<Self> {
+        let (base_path, api_version) = (upstream.base_url.path.clone(), upstream.api_version.clone());
+        let mut targets = Self { kind: upstream.kind, base_path, api_version, known: Vec::new() };
+        if targets.kind == UpstreamKind::OpenAi {
+            let paths = ROUTES.iter().map(|route| route.path);
+            targets.known = paths.map(|path| Ok((path, targets.of(path, "")?))).collect::<anyhow::Result<_>>()?;
+        }
+        Ok(targets)
+    }
+
+    fn fits(&self, upstream: &Upstream) -> bool {
+        self.kind == upstream.kind && self.api_version == upstream.api_version
+    }
+
+    fn of(&self, endpoint: &'static str, model: &str) -> anyhow::Result<Uri> {
+        if let Some((_, uri)) = self.known.iter().find(|(known, _)| *known == endpoint) {
+            return Ok(uri.clone());
+        }
+        let path = match self.kind {
+            UpstreamKind::OpenAi => openai::path(&self.base_path, endpoint),
+            UpstreamKind::Azure => azure::path(&self.base_path, endpoint, model, self.api_version.as_deref()),
+        };
+        path.parse().with_context(|| format!("{path:?} is no path"))
+    }
+}
+
+/// The header that carries the credential, wiped with its last copy.
+fn credential(upstream: &Upstream) -> anyhow::Result<(HeaderName, HeaderValue)> {
+    let (name, before) = azure::auth_header(upstream.kind);
+    let text = Zeroizing::new(format!("{before}{}", upstream.credential.expose()).into_bytes());
+    let value = HeaderValue::from_maybe_shared(Bytes::from_owner(text));
+    let mut value = value.map_err(|_| anyhow::anyhow!("the credential cannot be sent in a header"))?;
+    value.set_sensitive(true);
+    Ok((name, value))
 }
 
 /// What is the same for every connection.

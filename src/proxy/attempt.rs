@@ -21,7 +21,7 @@ use tollgate_core::{
 };
 
 use super::ctx::{RequestCtx, millis};
-use crate::shared::Shared;
+use crate::{peers::Peer, shared::Shared};
 
 /// Error type of an answer that the client must not see: another upstream gets its turn, or the client another answer. Its
 /// attempt is concluded already.
@@ -34,6 +34,8 @@ const UNKNOWN_WAIT_MS: u64 = 1_000;
 pub struct Current {
     /// The member.
     pub upstream: Arc<Upstream>,
+    /// How to speak to it.
+    pub peer: Arc<Peer>,
     /// The model's name at this upstream.
     pub model: String,
     /// The body as this upstream wants it.

@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     connector::BY_CONNECTOR,
+    peers::Peer,
     shared::{Shared, View},
 };
 
@@ -41,7 +42,8 @@ pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>
     loop {
         let Some((index, health)) = enter_or_wait(shared, &view, ctx).await else { return none_left(shared, ctx) };
         let Some(ask) = &ctx.ask else { return none_left(shared, ctx) };
-        let current = begin(ask, &view.snapshot.member(index).upstream, health);
+        let peer = view.peers.get(index);
+        let current = begin(ask, &view.snapshot.member(index).upstream, peer, health);
         if !ctx.attempts.is_empty() {
             shared.metrics.retries_total.inc();
         }
@@ -49,7 +51,7 @@ pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>
         ctx.upstream_model = Some(current.model.clone());
         ctx.forget_answer();
         ctx.attempt = Some(current);
-        match view.peers.get(index).connect_to(ctx.time_left(shared)).await {
+        match peer.connect_to(ctx.time_left(shared)).await {
             Ok(mut peer) => {
                 peer.options.alpn = BY_CONNECTOR.clone();
                 return Ok(peer);
@@ -116,12 +118,13 @@ fn none_left<T>(shared: &Shared, ctx: &mut RequestCtx) -> Result<T> {
     Err(Error::create(NO_UPSTREAM, ErrorSource::Internal, None, None))
 }
 
-fn begin(ask: &Ask, upstream: &Arc<Upstream>, health: health::Attempt) -> Current {
+fn begin(ask: &Ask, upstream: &Arc<Upstream>, peer: &Arc<Peer>, health: health::Attempt) -> Current {
     let model = upstream.resolve_model(&ask.target.model).unwrap_or(&ask.target.model);
     let asked_usage = asks_usage(ask, upstream);
     let edits = rewrite::Edits { model: (model != ask.head.model).then_some(model), ask_usage: asked_usage };
     Current {
         upstream: Arc::clone(upstream),
+        peer: Arc::clone(peer),
         body: rewrite::rewrite(&ask.body, &ask.head, &edits),
         model: model.to_owned(),
         asked_usage,

@@ -1,7 +1,7 @@
 //! Answers that the gateway gives itself: denials, health, the model list.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use pingora::http::ResponseHeader;
 use pingora_core::{ErrorType, OrErr, Result};
 use pingora_proxy::Session;
@@ -25,20 +25,20 @@ pub fn answered(session: &Session) -> Option<u16> {
 /// If the client is gone.
 pub async fn deny(session: &mut Session, request_id: Uuid, standing: &Standing, denial: &Denial) -> Result<()> {
     let body = Bytes::from(denial.body());
-    let mut header = header_of(denial.status(), body.len(), request_id, standing)?;
+    let mut headers = headers_of(&body, request_id, standing)?;
     if let Some(ms) = denial.retry_after_ms() {
-        show_wait(&mut header, ms)?;
+        show_wait(&mut headers, ms);
     }
     if denial.is_final() {
-        header.insert_header("x-should-retry", "false")?;
+        headers.insert("x-should-retry", HeaderValue::from_static("false"));
     }
     if let Denial::MethodNotAllowed { allow, .. } = denial {
-        header.insert_header(header::ALLOW, *allow)?;
+        headers.insert(header::ALLOW, HeaderValue::from_static(allow));
     }
     if denial.status() == 401 {
-        header.insert_header(header::WWW_AUTHENTICATE, "Bearer")?;
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    send(session, header, body).await
+    send(session, denial.status(), headers, body).await
 }
 
 /// Answers with an error that an upstream gave. `wait_ms`: when asking again may help.
@@ -52,16 +52,16 @@ pub async fn upstream_error(
     failed: &Failed,
     wait_ms: Option<u64>,
 ) -> Result<()> {
-    let mut header = header_of(failed.status, failed.body.len(), request_id, standing)?;
+    let mut headers = headers_of(&failed.body, request_id, standing)?;
     if let Some(ms) = wait_ms {
-        show_wait(&mut header, ms)?;
+        show_wait(&mut headers, ms);
     }
-    send(session, header, failed.body.clone()).await
+    send(session, failed.status, headers, failed.body.clone()).await
 }
 
-fn show_wait(header: &mut ResponseHeader, ms: u64) -> Result<()> {
-    header.insert_header(header::RETRY_AFTER, ms.div_ceil(1000))?;
-    header.insert_header("retry-after-ms", ms)
+fn show_wait(headers: &mut HeaderMap, ms: u64) {
+    headers.insert(header::RETRY_AFTER, ms.div_ceil(1000).into());
+    headers.insert("retry-after-ms", ms.into());
 }
 
 /// Answers 200 with a JSON body.
@@ -69,32 +69,51 @@ fn show_wait(header: &mut ResponseHeader, ms: u64) -> Result<()> {
 /// # Errors
 /// If the client is gone.
 pub async fn json(session: &mut Session, request_id: Uuid, body: Bytes) -> Result<()> {
-    let header = header_of(200, body.len(), request_id, &Standing::default())?;
-    send(session, header, body).await
+    let headers = headers_of(&body, request_id, &Standing::default())?;
+    send(session, 200, headers, body).await
 }
 
 /// Adds the gateway's id of the request, and what is left of the limits that bind it.
 ///
 /// # Errors
 /// If a header cannot be built: a defect.
-pub fn sign(header: &mut ResponseHeader, request_id: Uuid, standing: &Standing) -> Result<()> {
+pub fn sign(headers: &mut HeaderMap, request_id: Uuid, standing: &Standing) -> Result<()> {
+    headers.insert(&REQUEST_ID, id_value(request_id)?);
+    headers.extend(standing.headers().map(|(name, value)| (name.clone(), value)));
+    Ok(())
+}
+
+/// A request id as the value of a header.
+///
+/// # Errors
+/// If it is none: a defect.
+pub fn id_value(request_id: Uuid) -> Result<HeaderValue> {
     let mut id = Uuid::encode_buffer();
-    let id = HeaderValue::from_str(request_id.hyphenated().encode_lower(&mut id));
-    header.insert_header(&REQUEST_ID, id.or_err(ErrorType::InternalError, "a UUID is no header value")?)?;
-    standing.headers().try_for_each(|(name, value)| header.insert_header(name, value))
+    let value = HeaderValue::from_str(request_id.hyphenated().encode_lower(&mut id));
+    value.or_err(ErrorType::InternalError, "a UUID is no header value")
 }
 
-fn header_of(status: u16, length: usize, request_id: Uuid, standing: &Standing) -> Result<ResponseHeader> {
-    let mut header = ResponseHeader::build_no_case(status, Some(6))?;
-    header.insert_header(header::CONTENT_TYPE, "application/json")?;
-    header.insert_header(header::CONTENT_LENGTH, length)?;
-    sign(&mut header, request_id, standing)?;
-    Ok(header)
+/// A header to be sent, made of the map as it is: Pingora's own setters keep the case of names, which costs a copy and a parse
+/// of each.
+#[must_use]
+pub fn header_of(status: StatusCode, headers: HeaderMap) -> ResponseHeader {
+    let (mut parts, ()) = http::Response::new(()).into_parts();
+    (parts.status, parts.headers) = (status, headers);
+    parts.into()
 }
 
-async fn send(session: &mut Session, header: ResponseHeader, body: Bytes) -> Result<()> {
+fn headers_of(body: &Bytes, request_id: Uuid, standing: &Standing) -> Result<HeaderMap> {
+    let mut headers = HeaderMap::with_capacity(12);
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_LENGTH, body.len().into());
+    sign(&mut headers, request_id, standing)?;
+    Ok(headers)
+}
+
+async fn send(session: &mut Session, status: u16, headers: HeaderMap, body: Bytes) -> Result<()> {
+    let status = StatusCode::from_u16(status).or_err(ErrorType::InternalError, "no status")?;
     let head_only = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(header), head_only).await?;
+    session.write_response_header(Box::new(header_of(status, headers)), head_only).await?;
     if !head_only {
         session.write_response_body(Some(body), true).await?;
     }

@@ -6,7 +6,7 @@
 
 use std::time::SystemTime;
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use pingora::http::ResponseHeader;
 use pingora_core::Result;
 use pingora_proxy::Session;
@@ -20,12 +20,12 @@ use tollgate_core::{
 use super::{
     ctx::{Meter, RequestCtx},
     downstream,
-    reply::sign,
+    reply::{header_of, sign},
 };
 use crate::shared::Shared;
 
 /// Headers of the provider that the client sees. `content-length` is among them only where the body passes unchanged.
-const PASSED: [HeaderName; 5] = [
+static PASSED: [HeaderName; 5] = [
     header::CONTENT_TYPE,
     header::RETRY_AFTER,
     HeaderName::from_static("retry-after-ms"),
@@ -33,7 +33,7 @@ const PASSED: [HeaderName; 5] = [
     header::TRANSFER_ENCODING,
 ];
 /// What says how much is left of the provider's own limits.
-const REMAINING: [HeaderName; 2] = [
+static REMAINING: [HeaderName; 2] = [
     HeaderName::from_static("x-ratelimit-remaining-requests"),
     HeaderName::from_static("x-ratelimit-remaining-tokens"),
 ];
@@ -111,10 +111,10 @@ pub fn filter(session: &mut Session, answer: &mut ResponseHeader, ctx: &mut Requ
     if matches!(ctx.meter, Meter::Stream(_) | Meter::Trouble(_)) {
         downstream::hold(session, &mut ctx.downstream);
     }
-    let mut shown = ResponseHeader::build_no_case(answer.status, Some(PASSED.len() + 8))?;
-    for name in PASSED {
-        if let Some(value) = answer.headers.get(&name) {
-            shown.insert_header(name, value.clone())?;
+    let mut shown = HeaderMap::with_capacity(PASSED.len() + 8);
+    for name in &PASSED {
+        if let Some(value) = answer.headers.get(name) {
+            shown.insert(name, value.clone());
         }
     }
     let unchanged = match &ctx.meter {
@@ -122,13 +122,15 @@ pub fn filter(session: &mut Session, answer: &mut ResponseHeader, ctx: &mut Requ
         Meter::Stream(_) => ctx.attempt.as_ref().is_none_or(|current| !current.asked_usage),
         Meter::Fault(_) | Meter::Trouble(_) => false,
     };
-    match answer.headers.get(header::CONTENT_LENGTH) {
-        Some(length) if unchanged => shown.insert_header(header::CONTENT_LENGTH, length.clone())?,
-        Some(_) => shown.insert_header(header::TRANSFER_ENCODING, "chunked")?,
-        None => {}
+    if let Some(length) = answer.headers.get(header::CONTENT_LENGTH) {
+        let (name, value) = match unchanged {
+            true => (header::CONTENT_LENGTH, length.clone()),
+            false => (header::TRANSFER_ENCODING, HeaderValue::from_static("chunked")),
+        };
+        shown.insert(name, value);
     }
     sign(&mut shown, ctx.request_id, &ctx.standing)?;
-    *answer = shown;
+    *answer = header_of(answer.status, shown);
     Ok(())
 }
 

@@ -2,74 +2,66 @@
 //!
 //! Headers pass by an allow-list. The client's key, its organization, its cookies and its proxy's notes have no business at
 //! the provider; what is not known here does not leave.
+//!
+//! The headers are put into the map directly: Pingora's own setters keep the case of names, which costs a copy and a parse
+//! of each.
 
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use pingora::http::RequestHeader;
 use pingora_core::{Error, ErrorType, Result};
 use pingora_proxy::Session;
-use tollgate_core::{
-    azure, openai,
-    upstream::{Upstream, UpstreamKind},
-};
 
-use super::ctx::RequestCtx;
+use super::{ctx::RequestCtx, reply::id_value};
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+static IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Headers of the client that the provider gets.
-const PASSED: [HeaderName; 5] =
-    [header::ACCEPT, header::CONTENT_TYPE, header::USER_AGENT, IDEMPOTENCY_KEY, HeaderName::from_static("openai-beta")];
+static PASSED: [HeaderName; 5] = [
+    header::ACCEPT,
+    header::CONTENT_TYPE,
+    header::USER_AGENT,
+    HeaderName::from_static("idempotency-key"),
+    HeaderName::from_static("openai-beta"),
+];
 
 /// Makes the request of this attempt.
 ///
 /// # Errors
-/// If a credential or path cannot stand in a request: a defect, since both were checked when they were read.
+/// If there is no attempt, or its path is none: a defect.
 pub fn filter(session: &Session, upstream_request: &mut RequestHeader, ctx: &RequestCtx) -> Result<()> {
     let (Some(current), Some(route)) = (&ctx.attempt, ctx.route) else {
         return Error::e_explain(ErrorType::InternalError, "no attempt under way");
     };
-    let upstream = &*current.upstream;
-    let mut request =
-        RequestHeader::build_no_case(Method::POST, path(upstream, route.path, &current.model).as_bytes(), Some(10))?;
-    request.insert_header(header::HOST, upstream.base_url.authority.as_str())?;
-    for name in PASSED {
-        if let Some(value) = session.req_header().headers.get(&name) {
-            request.insert_header(name, value.clone())?;
+    let (mut parts, ()) = http::Request::new(()).into_parts();
+    parts.method = Method::POST;
+    let target = current.peer.target(route.path, &current.model);
+    parts.uri = target.map_err(|error| Error::because(ErrorType::InternalError, "the path of an upstream", error))?;
+    let headers = &mut parts.headers;
+    headers.reserve(10);
+    headers.insert(header::HOST, current.peer.host().clone());
+    pass(&session.req_header().headers, headers);
+    // The same for every attempt, so that a provider that knows it does the work once.
+    if !headers.contains_key(&IDEMPOTENCY_KEY) {
+        headers.insert(&IDEMPOTENCY_KEY, id_value(ctx.request_id)?);
+    }
+    let (name, credential) = current.peer.credential();
+    headers.insert(name, credential);
+    headers.insert(header::CONTENT_LENGTH, current.body.len().into());
+    // A compressed answer could not be metered on its way through.
+    headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    *upstream_request = parts.into();
+    Ok(())
+}
+
+fn pass(from: &HeaderMap, to: &mut HeaderMap) {
+    for name in &PASSED {
+        if let Some(value) = from.get(name) {
+            to.insert(name, value.clone());
         }
     }
-    // The same for every attempt, so that a provider that knows it does the work once.
-    if !request.headers.contains_key(&IDEMPOTENCY_KEY) {
-        request.insert_header(&IDEMPOTENCY_KEY, ctx.request_id.to_string())?;
-    }
-    authorize(&mut request, upstream)?;
-    request.insert_header(header::CONTENT_LENGTH, current.body.len())?;
-    // A compressed answer could not be metered on its way through.
-    request.insert_header(header::ACCEPT_ENCODING, "identity")?;
-    *upstream_request = request;
-    Ok(())
 }
 
 /// Puts the body of this attempt in the place of what Pingora read.
 pub fn body(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &RequestCtx) {
     *body = ctx.attempt.as_ref().filter(|_| end_of_stream).map(|current| current.body.clone());
-}
-
-fn path(upstream: &Upstream, endpoint: &str, model: &str) -> String {
-    let base = &upstream.base_url.path;
-    match upstream.kind {
-        UpstreamKind::OpenAi => openai::path(base, endpoint),
-        UpstreamKind::Azure => azure::path(base, endpoint, model, upstream.api_version.as_deref()),
-    }
-}
-
-fn authorize(request: &mut RequestHeader, upstream: &Upstream) -> Result<()> {
-    let credential = upstream.credential.expose();
-    let (name, text) = match upstream.kind {
-        UpstreamKind::OpenAi => (header::AUTHORIZATION, zeroize::Zeroizing::new(format!("Bearer {credential}"))),
-        UpstreamKind::Azure => (HeaderName::from_static("api-key"), zeroize::Zeroizing::new(credential.to_owned())),
-    };
-    let mut value = HeaderValue::from_str(&text)
-        .map_err(|_| Error::explain(ErrorType::InternalError, "the credential cannot stand in a header"))?;
-    value.set_sensitive(true);
-    request.insert_header(name, value)
 }
