@@ -212,9 +212,14 @@ impl Limiter {
         self.0.redis.is_some()
     }
 
-    /// Tells other replicas of accounts, and hears what they told since the last time. `None`: Redis cannot be asked.
-    pub async fn exchange_notices(&self, told: Vec<(Account, Told)>) -> Option<Vec<(Account, Told)>> {
-        self.0.redis.as_ref()?.exchange_notices(self.now_ms(), told).await
+    /// Tells other replicas of accounts, and hears what they told of those that `is_known` holds for since the last time. `None`:
+    /// Redis cannot be asked.
+    pub async fn exchange_notices(
+        &self,
+        told: Vec<(Account, Told)>,
+        is_known: impl Fn(&Account) -> bool,
+    ) -> Option<Vec<(Account, Told)>> {
+        self.0.redis.as_ref()?.exchange_notices(self.now_ms(), told, is_known).await
     }
 
     /// How long answers are.
@@ -248,10 +253,6 @@ impl Limiter {
     /// Follows what Redis decided. Where Redis may not know a whole window, this process must agree.
     fn follow(&self, redis: &Redis, plan: Plan, verdict: Verdict) -> Result<Admission, Refused> {
         let standing = verdict.standing;
-        let counted = match verdict.decision {
-            Ok(counted) => counted,
-            Err(refusal) => return Err(refused(&plan.demands, &refusal, standing)),
-        };
         if redis.has_jumped(verdict.now_ms, plan.now_ms) {
             redis.lose("Redis's clock jumped ahead");
         } else if verdict.has_forgotten && self.is_learning(plan.now_ms) {
@@ -259,6 +260,10 @@ impl Limiter {
         } else if verdict.has_forgotten {
             redis.lose("Redis lost what it knew of the last minute");
         }
+        let counted = match verdict.decision {
+            Ok(counted) => counted,
+            Err(refusal) => return Err(refused(&plan.demands, &refusal, standing)),
+        };
         let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
         if redis.is_linked() && !self.is_learning(plan.now_ms) {
             let taken = self.0.memory.record(&plan.demands, plan.need.amount, plan.now_ms);

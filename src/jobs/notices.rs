@@ -9,7 +9,7 @@ use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
 use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
 use tokio::time::sleep;
-use tollgate_core::{breaker::Notice, upstream::Account};
+use tollgate_core::{breaker::Notice, snapshot::Member, upstream::Account};
 
 use crate::{limiter::Told, shared::Shared};
 
@@ -31,21 +31,25 @@ impl Notices {
 
     /// Tells what is new, and believes what is heard.
     pub async fn step(&self) {
+        let view = self.shared.view.load_full();
+        let mut members: HashMap<Account, Vec<&Member>> = HashMap::new();
+        for member in view.snapshot.members() {
+            members.entry(member.upstream.account()).or_default().push(member);
+        }
         let mine = self.shared.notices.take();
         let told = mine.iter().map(|(account, notice)| (*account, self.told(*notice))).collect();
-        let Some(heard) = self.shared.limiter.exchange_notices(told).await else {
+        let is_known = |account: &Account| members.contains_key(account);
+        let Some(heard) = self.shared.limiter.exchange_notices(told, is_known).await else {
             // Redis is away: it is told when it is back, unless something newer has come by then.
             self.shared.notices.put_back(mine);
             return;
         };
-        let view = self.shared.view.load_full();
-        let members: HashMap<Account, _> =
-            view.snapshot.members().iter().map(|member| (member.upstream.account(), member)).collect();
         for (account, told) in heard {
-            let Some(member) = members.get(&account) else { continue };
-            let now_ms = self.shared.now_ms();
-            if let Some(transition) = member.state.health.share(notice(told, now_ms), now_ms) {
-                self.shared.changed(&member.upstream, &transition);
+            for member in members.get(&account).into_iter().flatten() {
+                let now_ms = self.shared.now_ms();
+                if let Some(transition) = member.state.health.share(notice(told, now_ms), now_ms) {
+                    self.shared.changed(&member.upstream, &transition);
+                }
             }
         }
     }

@@ -15,21 +15,22 @@
 //! brings its own sums along: so a Redis that lost its memory, or a call whose outcome nobody knows, heals by a new number.
 //!
 //! **Silence.** No request waits for Redis longer than [`Options::patience`]; after [`SILENCE`] times as long without an answer
-//! nobody asks it until it answers again. An answer that comes late is waited for in the background, and the sums are told anew.
+//! nobody asks it until it answers again. A batch outlives the patience of whoever sent it: its answer is waited for in the
+//! background, and until then nobody else goes.
 
 use std::{
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
 use prometheus::IntGauge;
 use redis::RedisError;
 use tokio::{
-    sync::{Notify, Semaphore, SemaphorePermit, mpsc, oneshot},
+    sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot},
     task::yield_now,
     time::timeout,
 };
@@ -68,18 +69,20 @@ pub struct Redis {
     pub(super) link: ArcSwapOption<Link>,
     queue: Mutex<Queue>,
     /// Whose turn it is to go to Redis: one at a time.
-    turn: Semaphore,
+    turn: Arc<Semaphore>,
     /// What other replicas told of accounts.
     pub(super) heard: Heard,
     pub(super) has_changes: Notify,
     pub(super) is_lost: Notify,
-    late: mpsc::Sender<Answers>,
-    pub(super) late_answers: tokio::sync::Mutex<mpsc::Receiver<Answers>>,
+    late: mpsc::Sender<Sent>,
+    pub(super) late_answers: tokio::sync::Mutex<mpsc::Receiver<Sent>>,
     pub(super) rank: AtomicU32,
     pub(super) replicas: AtomicU32,
     /// 1 while it cannot be asked.
     pub(super) degraded: IntGauge,
     patience: Duration,
+    /// Where the time of its connections begins.
+    started: Instant,
 }
 
 /// Where Redis is and how it is asked.
@@ -144,14 +147,14 @@ impl Redis {
     pub fn new(options: Options, holder: [u8; 8], clock: Clock) -> Self {
         let Options { nodes, patience, degraded } = options;
         degraded.set(1);
-        let (late, late_answers) = mpsc::channel(256);
+        let (late, late_answers) = mpsc::channel(1);
         Self {
             nodes,
             holder,
             clock,
             link: ArcSwapOption::empty(),
             queue: Mutex::default(),
-            turn: Semaphore::new(1),
+            turn: Arc::new(Semaphore::new(1)),
             heard: Heard::default(),
             has_changes: Notify::new(),
             is_lost: Notify::new(),
@@ -161,6 +164,7 @@ impl Redis {
             replicas: AtomicU32::new(1),
             degraded,
             patience,
+            started: Instant::now(),
         }
     }
 
@@ -192,54 +196,72 @@ impl Redis {
         known: impl FnOnce() -> Vec<Known>,
     ) -> Result<Verdict, Gone> {
         let link = self.link.load_full().ok_or(Gone)?;
-        let (answer, verdict) = oneshot::channel();
+        let (answer, mut verdict) = oneshot::channel();
         {
             let mut queue = self.queue();
             let ask = Ask { demands: Arc::clone(demands), known: known(), need, month, answer };
             queue.ask(ask);
         }
-        match timeout(self.patience, self.served(&link, verdict)).await {
+        match timeout(self.patience, self.served(&link, &mut verdict)).await {
             Ok(verdict) => verdict,
-            Err(_late) => Err(self.missed(&link, local_ms)),
+            Err(_late) => {
+                // It may come at this very moment; after this, whoever sends it finds nobody.
+                verdict.close();
+                verdict.try_recv().map_err(|_| self.missed(&link, local_ms))
+            }
         }
     }
 
     /// Waits for a verdict, or for the turn to fetch it.
-    async fn served(&self, link: &Arc<Link>, mut verdict: oneshot::Receiver<Verdict>) -> Result<Verdict, Gone> {
+    async fn served(&self, link: &Arc<Link>, verdict: &mut oneshot::Receiver<Verdict>) -> Result<Verdict, Gone> {
         loop {
             tokio::select! {
                 biased;
-                verdict = &mut verdict => return verdict.map_err(|_| Gone),
-                turn = self.turn.acquire() => {
+                verdict = &mut *verdict => return verdict.map_err(|_| Gone),
+                turn = Arc::clone(&self.turn).acquire_owned() => {
                     let turn = turn.map_err(|_| Gone)?;
                     // Others that are about to ask come along.
                     yield_now().await;
-                    let lane = link.lane().await.map_err(|error| self.failed(link, &error))?;
                     let (steps, session) = { let mut queue = self.queue(); (queue.next(), queue.session()) };
-                    let batch = Batch::new(steps, session, lane.is_cluster());
+                    let batch = Batch::new(steps, session, link.connection.is_cluster());
                     // Empty if another one has just taken everything along.
                     if !batch.is_empty() {
-                        self.go(link, lane, batch, turn).await?;
+                        Journey::new(self, self.send(link, batch, turn)).finish().await?;
                     }
                 }
             }
         }
     }
 
-    /// Sends a batch and hands the verdicts out.
-    async fn go(
-        &self,
-        link: &Arc<Link>,
-        lane: &Connection,
-        batch: Batch,
-        turn: SemaphorePermit<'_>,
-    ) -> Result<(), Gone> {
+    /// Sends a batch.
+    fn send(&self, link: &Arc<Link>, batch: Batch, turn: OwnedSemaphorePermit) -> Sent {
+        let lane = link.lane(self.started);
         let caller = self.caller(batch.session);
-        let answers = lane.send(batch.commands(&link.scripts.limits, &caller));
-        let mut journey = Journey { redis: self, answers: Some(answers), _turn: turn };
-        let answers = journey.arrive().await.map_err(|error| self.failed(link, &error))?;
-        link.silent_since_ms.store(0, Ordering::Relaxed);
-        self.hand_out(link, batch, answers)
+        let connection = lane.as_deref().unwrap_or(&link.connection);
+        let answers = connection.send(batch.commands(&link.scripts.limits, &caller));
+        Sent { link: Arc::clone(link), lane, batch, answers, _turn: turn }
+    }
+
+    /// Takes the answer to a batch, and gives everybody in it theirs.
+    pub(super) fn arrived(&self, sent: Sent, answers: Result<Vec<redis::Value>, RedisError>) -> Result<(), Gone> {
+        let Sent { link, lane, batch, .. } = sent;
+        match answers {
+            Ok(answers) => {
+                link.silent_since_ms.store(0, Ordering::Relaxed);
+                self.hand_out(&link, batch, answers)
+            }
+            Err(error) => {
+                match lane {
+                    // The link itself may be well; but what this batch did, nobody knows.
+                    Some(lane) if link.drop_lane(&lane) => {
+                        tracing::debug!(%error, "a connection to Redis broke");
+                        self.renew();
+                    }
+                    _ => drop(self.failed(&link, &error)),
+                }
+                Err(Gone)
+            }
+        }
     }
 
     /// Gives everybody in the batch what Redis answered.
@@ -266,14 +288,20 @@ impl Redis {
     }
 
     /// The turn to go to Redis; nobody else asks it anything meanwhile that corrections must not overtake.
-    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
-        self.turn.acquire().await.ok()
+    pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.turn).acquire_owned().await.ok()
     }
 
-    /// Takes out everything that waits, while `look` looks at what this replica knows.
-    pub(super) fn take_all<T>(&self, look: impl FnOnce() -> T) -> (T, Vec<Step>, u32) {
+    /// Takes out what is to be sent next, and says whether that is all.
+    pub(super) fn take_next(&self) -> (Vec<Step>, u32, bool) {
         let mut queue = self.queue();
-        (look(), queue.all(), queue.session())
+        (queue.next(), queue.session(), queue.is_empty())
+    }
+
+    /// Takes out what is to be sent next, if that is all, while `look` looks at what this replica knows.
+    pub(super) fn take_last<T>(&self, look: impl FnOnce() -> T) -> Option<(T, Vec<Step>, u32)> {
+        let mut queue = self.queue();
+        queue.is_short().then(|| (look(), queue.next(), queue.session()))
     }
 
     /// Lets `act` change what this replica knows, and queues what it returns, in one step: what is told to Redis as a sum
@@ -377,27 +405,40 @@ impl Reserved {
     }
 }
 
-/// A batch on its way. Given up before its answer is there, what it did is unknown: the answer is waited for in the
-/// background, and the sums are told anew.
-struct Journey<'r> {
-    redis: &'r Redis,
-    answers: Option<Answers>,
-    _turn: SemaphorePermit<'r>,
+/// A batch on its way.
+pub(super) struct Sent {
+    link: Arc<Link>,
+    /// Over which connection; `None`: that of the background.
+    lane: Option<Arc<Connection>>,
+    batch: Batch,
+    /// What it will be answered.
+    pub answers: Answers,
+    /// Nobody else goes until it is back.
+    _turn: OwnedSemaphorePermit,
 }
 
-impl Journey<'_> {
-    async fn arrive(&mut self) -> Result<Vec<redis::Value>, RedisError> {
-        let Some(answers) = &mut self.answers else { return Ok(Vec::new()) };
-        let values = answers.await;
-        self.answers = None;
-        values
+/// A batch on its way, and a request that waits for it. If that gives up, the background waits instead: others came along.
+struct Journey<'r> {
+    redis: &'r Redis,
+    sent: Option<Sent>,
+}
+
+impl<'r> Journey<'r> {
+    fn new(redis: &'r Redis, sent: Sent) -> Self {
+        Self { redis, sent: Some(sent) }
+    }
+
+    async fn finish(mut self) -> Result<(), Gone> {
+        let Some(sent) = &mut self.sent else { return Ok(()) };
+        let answers = (&mut sent.answers).await;
+        self.sent.take().map_or(Ok(()), |sent| self.redis.arrived(sent, answers))
     }
 }
 
 impl Drop for Journey<'_> {
     fn drop(&mut self) {
-        if let Some(answers) = self.answers.take()
-            && self.redis.late.try_send(answers).is_err()
+        if let Some(sent) = self.sent.take()
+            && self.redis.late.try_send(sent).is_err()
         {
             self.redis.lose("Redis answers too late, too often");
         }

@@ -10,7 +10,7 @@ use tollgate_core::limit::{Amount, Subject};
 use super::{
     redis::{CLOCK_TOLERANCE_MS, Redis},
     redis_batch::{Batch, Tag},
-    redis_link::{Connection, LATE, Link, Scripts},
+    redis_link::{Answers, Connection, LATE, Link, Scripts},
     redis_wire::{Shown, float, key_of, numbers, parse_state, put},
 };
 
@@ -52,33 +52,46 @@ impl Redis {
         self.has_changes.notified().await;
     }
 
-    /// Waits for answers that are overdue. What they admitted was decided otherwise: the sums are told anew, and in the
-    /// windows it passes within the minute.
+    /// Waits for answers that are overdue.
     pub async fn settle_late_answers(&self) {
         let mut late_answers = self.late_answers.lock().await;
-        while let Some(answers) = late_answers.recv().await {
-            match timeout(LATE, answers).await {
-                Ok(_decided) => self.renew(),
+        while let Some(mut sent) = late_answers.recv().await {
+            match timeout(LATE, &mut sent.answers).await {
+                Ok(answers) => drop(self.arrived(sent, answers)),
                 Err(_elapsed) => self.lose("Redis does not answer at all"),
             }
         }
     }
 
-    /// Sends what waits, unless a request took it along.
+    /// Sends what waits, unless requests took it along.
     pub async fn flush(&self) {
         let Some(link) = self.link.load_full() else { return };
         let Some(_turn) = self.turn().await else { return };
-        let ((), steps, session) = self.take_all(|| ());
-        let batch = Batch::new(steps, session, link.connection.is_cluster());
-        if batch.is_empty() {
-            return;
+        loop {
+            let (steps, session, is_all) = self.take_next();
+            let batch = Batch::new(steps, session, link.connection.is_cluster());
+            if !batch.is_empty() {
+                let caller = self.caller(session);
+                let commands = batch.commands(&link.scripts.limits, &caller);
+                let Some(answers) = self.answered(&link, link.connection.send(commands)).await else { return };
+                if self.hand_out(&link, batch, answers).is_err() {
+                    return;
+                }
+            }
+            if is_all {
+                return;
+            }
         }
-        let caller = self.caller(session);
-        match timeout(LATE, link.connection.send(batch.commands(&link.scripts.limits, &caller))).await {
-            Ok(Ok(answers)) => drop(self.hand_out(&link, batch, answers)),
-            Ok(Err(error)) => drop(self.failed(&link, &error)),
+    }
+
+    /// Waits for an answer in the background; without one the link is lost.
+    async fn answered(&self, link: &Arc<Link>, answers: Answers) -> Option<Vec<Value>> {
+        match timeout(LATE, answers).await {
+            Ok(Ok(answers)) => return Some(answers),
+            Ok(Err(error)) => drop(self.failed(link, &error)),
             Err(_elapsed) => self.lose("Redis does not answer"),
         }
+        None
     }
 
     /// Says that this replica is alive, and learns which of how many it is.
@@ -119,9 +132,14 @@ impl Redis {
         known: impl Fn(&Subject) -> (u64, Amount),
     ) -> Option<Vec<Option<Shown>>> {
         let link = self.link.load_full()?;
-        let _turn = self.turn().await?;
-        let look = || subjects.iter().map(known).collect::<Vec<_>>();
-        let (known, steps, session) = self.take_all(look);
+        let look = || subjects.iter().map(&known).collect::<Vec<_>>();
+        let (_turn, (known, steps, session)) = loop {
+            self.flush().await;
+            let turn = self.turn().await?;
+            if let Some(taken) = self.take_last(look) {
+                break (turn, taken);
+            }
+        };
         let is_cluster = link.connection.is_cluster();
         let (batch, caller) = (Batch::new(steps, session, is_cluster), self.caller(session));
         let mut commands: Vec<_> = batch.commands(&link.scripts.limits, &caller).collect();
@@ -137,18 +155,7 @@ impl Redis {
             }
             commands.push(call);
         }
-        let answers = match timeout(LATE, link.connection.send(commands)).await {
-            Ok(Ok(answers)) => answers,
-            Ok(Err(error)) => {
-                self.failed(&link, &error);
-                return None;
-            }
-            Err(_elapsed) => {
-                self.lose("Redis does not answer");
-                return None;
-            }
-        };
-        let mut answers = answers.into_iter();
+        let mut answers = self.answered(&link, link.connection.send(commands)).await?.into_iter();
         let decided: Vec<Value> = answers.by_ref().take(before).collect();
         self.hand_out(&link, batch, decided).ok()?;
         Some(shown(subjects.len(), &groups, answers, local_ms))

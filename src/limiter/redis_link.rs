@@ -1,15 +1,21 @@
 //! The way to Redis: one server or a cluster, and the scripts on it.
 //!
-//! Each thread that serves requests has a connection of its own, which its own runtime drives: handing every request over to
-//! another thread and back cost more than the rest of an admission.
+//! Each thread that serves requests has a connection of its own, a lane, which its own runtime drives: handing every request
+//! over to another thread and back cost more than the rest of an admission. No request waits for its lane: until that is
+//! there, and while it is being renewed, requests take the connection of the background.
 
 use std::{
     fmt,
     future::Future,
     pin::Pin,
-    sync::atomic::{AtomicI64, AtomicU64},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
 };
+
+use arc_swap::ArcSwapOption;
 
 use redis::{
     AsyncConnectionConfig, Client, Cmd, Pipeline, RedisError, Value,
@@ -17,13 +23,13 @@ use redis::{
     cluster::ClusterClient,
     cluster_async::ClusterConnection,
 };
-
 use thread_local::ThreadLocal;
-use tokio::sync::OnceCell;
 use tollgate_core::secret::Secret;
 
 /// How long an answer is waited for in the background.
 pub const LATE: Duration = Duration::from_secs(2);
+/// A lane that was idle for longer is made anew: Redis, or something on the way, may have dropped it.
+const IDLE_MS: u64 = 30_000;
 
 /// Connections that work.
 #[derive(Debug)]
@@ -33,13 +39,21 @@ pub struct Link {
     /// Where they lead.
     nodes: Secret,
     /// Those of the threads that serve requests, made when they are first needed.
-    lanes: ThreadLocal<OnceCell<Connection>>,
+    lanes: ThreadLocal<Arc<Lane>>,
     /// What it can run.
     pub scripts: Scripts,
     /// When the first request since the last answer was asked that got none; 0: there is no such request.
     pub silent_since_ms: AtomicU64,
     /// Redis's clock minus ours, when the link was made.
     pub clock_ms: AtomicI64,
+}
+
+/// The connection of one thread.
+#[derive(Debug, Default)]
+struct Lane {
+    connection: ArcSwapOption<Connection>,
+    is_opening: AtomicBool,
+    used_ms: AtomicU64,
 }
 
 /// One server, or a cluster of them; both may be used by many at once.
@@ -79,13 +93,33 @@ impl Link {
         Self { connection, nodes, lanes, scripts, silent_since_ms, clock_ms: AtomicI64::new(clock_ms) }
     }
 
-    /// The connection of this thread.
-    ///
-    /// # Errors
-    /// If it has yet to be made, and cannot.
-    pub async fn lane(&self) -> Result<&Connection, RedisError> {
-        self.lanes.get_or_default().get_or_try_init(|| Connection::open(self.nodes.expose())).await
+    /// The connection of this thread. `None`: it has yet to be made, which begins now. `started`: where time begins.
+    pub fn lane(&self, started: Instant) -> Option<Arc<Connection>> {
+        let lane = self.lanes.get_or_default();
+        let now_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let idle_ms = now_ms.saturating_sub(lane.used_ms.swap(now_ms, Relaxed));
+        let connection = lane.connection.load_full().filter(|_| idle_ms < IDLE_MS);
+        if connection.is_none() && !lane.is_opening.swap(true, Relaxed) {
+            lane.connection.store(None);
+            tokio::spawn(open(Arc::clone(lane), self.nodes.clone()));
+        }
+        connection
     }
+
+    /// Gives up a lane that broke. `false`: it is none of these.
+    pub fn drop_lane(&self, broken: &Arc<Connection>) -> bool {
+        let is_it = |lane: &&Arc<Lane>| lane.connection.load().as_ref().is_some_and(|lane| Arc::ptr_eq(lane, broken));
+        let lane = self.lanes.iter().find(is_it);
+        lane.inspect(|lane| lane.connection.store(None)).is_some()
+    }
+}
+
+async fn open(lane: Arc<Lane>, nodes: Secret) {
+    match Connection::open(nodes.expose()).await {
+        Ok(connection) => lane.connection.store(Some(Arc::new(connection))),
+        Err(error) => tracing::debug!(%error, "a connection to Redis could not be made"),
+    }
+    lane.is_opening.store(false, Relaxed);
 }
 
 impl Connection {

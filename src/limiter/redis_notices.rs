@@ -39,25 +39,27 @@ pub enum Told {
 
 /// What was read last of each account: only what is new is heard.
 #[derive(Debug, Default)]
-pub(super) struct Heard(Mutex<HashMap<String, String>>);
+pub(super) struct Heard(Mutex<HashMap<Account, String>>);
 
 impl Heard {
-    /// Those fields that say something new.
-    fn news(&self, all: HashMap<String, String>) -> Vec<(String, String)> {
+    /// Those words that are new.
+    fn news(&self, all: HashMap<Account, String>) -> Vec<(Account, String)> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = all.iter().filter(|(field, text)| known.get(*field) != Some(*text));
-        let news = news.map(|(field, text)| (field.clone(), text.clone())).collect();
+        let news = all.iter().filter(|(account, text)| known.get(*account) != Some(*text));
+        let news = news.map(|(account, text)| (*account, text.clone())).collect();
         *known = all;
         news
     }
 }
 
 impl Redis {
-    /// Tells others, and hears what they told since the last time. `None`: Redis cannot be asked.
+    /// Tells others, and hears what they told since the last time of accounts that `is_known` holds for: those that are not known
+    /// here may be later. `None`: Redis cannot be asked, or takes no words.
     pub(super) async fn exchange_notices(
         &self,
         local_ms: u64,
         told: Vec<(Account, Told)>,
+        is_known: impl Fn(&Account) -> bool,
     ) -> Option<Vec<(Account, Told)>> {
         let link = self.link.load_full()?;
         // Whoever sets its clock by Redis's can tell the others a moment that they understand.
@@ -78,17 +80,14 @@ impl Redis {
         all.arg(KEY);
         commands.push(all);
         let answers = timeout(LATE, link.connection.send(commands)).await.ok()?.ok()?;
-        // What Redis has under this name may be somebody else's: then nothing is heard, and limits go on.
+        // What Redis has under this name may be somebody else's, or Redis takes nothing: then limits go on all the same.
         if answers.iter().any(|answer| matches!(answer, Value::ServerError(_))) {
-            return Some(Vec::new());
+            return None;
         }
         let all: HashMap<String, String> = redis::from_redis_value(answers.into_iter().next_back()?).ok()?;
-        let news = self.heard.news(all);
-        Some(
-            news.into_iter()
-                .filter_map(|(account, text)| Some((account.parse().ok()?, self.read(&text, now_ms)?)))
-                .collect(),
-        )
+        let accounts = all.into_iter().filter_map(|(field, text)| Some((field.parse().ok()?, text)));
+        let news = self.heard.news(accounts.filter(|(account, _)| is_known(account)).collect());
+        Some(news.into_iter().filter_map(|(account, text)| Some((account, self.read(&text, now_ms)?))).collect())
     }
 
     fn text(&self, told: Told, now_ms: u64) -> String {
@@ -111,7 +110,8 @@ impl Redis {
         let left_ms = at_ms.saturating_sub(now_ms);
         match kind {
             "c" if left_ms > 0 => Some(Told::Cooling { left_ms }),
-            "q" => Some(Told::Quarantined { left_ms }),
+            // Once its time is past, whoever starts anew finds out for itself.
+            "q" if left_ms > 0 => Some(Told::Quarantined { left_ms }),
             "x" => Some(Told::Cleared),
             _ => None,
         }

@@ -118,9 +118,9 @@ impl Queue {
         self.take(count)
     }
 
-    /// Takes everything out.
-    pub fn all(&mut self) -> Vec<Step> {
-        self.take(self.steps.len())
+    /// Is all that waits sent next?
+    pub fn is_short(&self) -> bool {
+        self.asks <= ASKS_AT_ONCE && self.steps.len() - self.asks <= CHANGES_AT_ONCE
     }
 
     fn take(&mut self, count: usize) -> Vec<Step> {
@@ -154,7 +154,7 @@ mod tests {
     fn what_is_booked_at_once_becomes_one_correction_of_each_subject() {
         let mut queue = Queue::default();
         (0..1000).for_each(|n| queue.tell(booked(n % 2, 3)));
-        let steps = queue.all();
+        let steps = queue.next();
         let sums: Vec<_> = steps
             .iter()
             .map(|step| match step {
@@ -173,7 +173,7 @@ mod tests {
         queue.ask(ask());
         queue.tell(booked(1, 2));
         queue.tell(booked(1, 3));
-        let kinds: Vec<_> = queue.all().iter().map(|step| matches!(step, Step::Ask(_))).collect();
+        let kinds: Vec<_> = queue.next().iter().map(|step| matches!(step, Step::Ask(_))).collect();
         assert_eq!(kinds, [false, true, false]);
     }
 

@@ -8,7 +8,7 @@
 --           month; for each subject: key as I2; 10 doubles: rpm, tpm, concurrency, monthly tokens, monthly nano-dollars;
 --           tokens and nano-dollars of the books; what this holder holds: requests in flight, tokens, nano-dollars.
 -- Reply: now; for each request: verdict (1: admitted at all of its subjects, 0: at none, -1: the state of the refusing
---   subject is not ours), which subjects had no state (bit by bit), refusing subject (from 0), kind, wait (-1: next month,
+--   subject is not ours), which subjects had no state before this call (bit by bit), refusing subject (from 0), kind, wait (-1: next month,
 --   -2: never); for each of its subjects: requests, tokens, and, if it is not admitted, their reset.
 --
 -- Each state is read once and written once, however many steps touch it.
@@ -70,9 +70,10 @@ local function decide(count)
       s = new_state(KEYS[key], cell)
       refuse(1e19, i, -1, 0)
     elseif not s then
-      s, fresh = new_state(KEYS[key], cell), fresh + 2 ^ (i - 1)
-      states[key] = s
+      s = new_state(KEYS[key], cell)
+      states[key], s.fresh = s, true
     end
+    if s.fresh then fresh = fresh + 2 ^ (i - 1) end
     asked[i], s.rpm, s.tpm = s, rpm, tpm
     if rpm > 0 and s.rs + 1 > rpm then
       local ms = wait_ms(s, 1, 0, rpm, 0, now)
@@ -110,7 +111,8 @@ local function decide(count)
     local s = asked[i]
     if worst == 0 then
       add(s, s.rpm > 0 and 1 or 0, s.tpm > 0 and need_tokens or 0)
-      if s.counts then
+      -- A call of an earlier session was overtaken: its admission was decided otherwise.
+      if s.counts and s.session == session then
         s.busy, s.expires = s.busy + 1, cell + lease
         if s.quota == 1 then s.tokens, s.nano = s.tokens + need_tokens, s.nano + need_nano end
       end

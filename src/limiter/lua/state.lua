@@ -48,7 +48,7 @@ end
 -- `v` is head and holders as they were read; `ring` a ring that is to be written whole.
 local function new_state(key, cell)
   return { key = key, v = nothing(HEAD_SIZE), ring = nothing(RING_SIZE), newest = cell, filled = 0, rs = 0, ts = 0, month = 0,
-           bt = 0, bn = 0, quota = 0, cr = 0, ct = 0, is_held = false }
+           bt = 0, bn = 0, quota = 0, cr = 0, ct = 0, is_held = false, fresh = false }
 end
 
 -- Reads a state; nil: there is none. What is not ours is an error that names the key.
