@@ -144,13 +144,21 @@ impl Peer {
     pub async fn connect_to(&self, left: Option<Duration>) -> std::io::Result<Box<HttpPeer>> {
         let mut peer = Box::new(self.template.clone());
         peer._address = pingora_core::protocols::l4::socket::SocketAddr::Inet(self.address().await?);
-        let Timeouts { connect, first_byte, total, .. } = self.timeouts;
-        let most = [left, total].into_iter().flatten().min().unwrap_or(Duration::MAX);
+        let Timeouts { connect, total, .. } = self.timeouts;
+        let connect = [Some(connect), left, total].into_iter().flatten().min();
         let options = &mut peer.options;
-        options.connection_timeout = Some(connect.min(most));
-        options.total_connection_timeout = Some(connect.min(most));
-        options.read_timeout = Some(first_byte.min(most));
+        options.connection_timeout = connect;
+        options.total_connection_timeout = connect;
         Ok(peer)
+    }
+
+    /// How long the first byte may be waited for, if that is less than the timeout of every read says. `left`: how long the
+    /// request may still take.
+    #[must_use]
+    pub fn first_byte_within(&self, left: Option<Duration>) -> Option<Duration> {
+        let Timeouts { first_byte, total, .. } = self.timeouts;
+        let first_byte = [Some(first_byte), left, total].into_iter().flatten().min();
+        first_byte.filter(|first_byte| *first_byte < read_timeout(self.timeouts))
     }
 
     async fn address(&self) -> std::io::Result<SocketAddr> {
@@ -230,11 +238,17 @@ fn credential(upstream: &Upstream) -> anyhow::Result<(HeaderName, HeaderValue)> 
     Ok((name, value))
 }
 
+/// Pingora has one timeout for every read, of the head as of the body.
+fn read_timeout(timeouts: Timeouts) -> Duration {
+    timeouts.first_byte.max(timeouts.chunk)
+}
+
 /// What is the same for every connection.
 fn template(url: &BaseUrl, ca: Option<Arc<CaType>>, timeouts: Timeouts) -> HttpPeer {
     let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), url.port);
     let mut peer = HttpPeer::new(nowhere, url.tls, url.host.clone());
     let options = &mut peer.options;
+    options.read_timeout = Some(read_timeout(timeouts));
     options.write_timeout = Some(timeouts.first_byte);
     options.idle_timeout = Some(IDLE);
     options.ca = ca;

@@ -1,8 +1,8 @@
 //! The data plane: what happens to a request, phase by phase.
 //!
 //! Pingora calls one hook per phase; each hook here is one line into the file of that phase, so the place of any behaviour
-//! is found from Pingora's phase chart. The files share nothing but [`ctx::RequestCtx`], with the [`attempt`] under way
-//! and the wrapper of the client's session ([`downstream`]).
+//! is found from Pingora's phase chart. The files share nothing but [`ctx::RequestCtx`], with the [`attempt`] under way, how
+//! one is begun ([`pick`]) and [`judge`]d, and the wrapper of the client's session ([`downstream`]).
 //!
 //! | phase | file |
 //! |---|---|
@@ -20,8 +20,10 @@ mod ctx;
 mod downstream;
 mod failure;
 mod finish;
+mod judge;
 mod meter;
 mod peer;
+mod pick;
 mod reply;
 mod request;
 mod response;
@@ -74,7 +76,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn upstream_peer(&self, _session: &mut Session, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>> {
-        peer::pick(&self.shared, ctx).await
+        peer::next(&self.shared, ctx).await
     }
 
     async fn upstream_request_filter(
@@ -83,7 +85,7 @@ impl ProxyHttp for Gateway {
         upstream_request: &mut RequestHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        upstream_request::filter(session, upstream_request, ctx)
+        upstream_request::filter(&self.shared, session, upstream_request, ctx)
     }
 
     async fn request_body_filter(

@@ -112,8 +112,8 @@ fn is_due(member: &Member, last_ms: Option<u64>, now_ms: u64) -> bool {
 
 async fn probe(member: Member) -> Word {
     let result = match list_models(&member.upstream).await {
-        // It is there and knows us, which is all that is asked.
-        Err(ProviderError::Refused { status, .. }) if matches!(status.as_u16(), 400 | 404 | 405) => Ok(()),
+        // It is there, and says nothing against our credential but that it may not list models, or not now.
+        Err(ProviderError::Refused { status, .. }) if matches!(status.as_u16(), 400 | 403 | 404 | 405 | 429) => Ok(()),
         result => result.map(drop),
     };
     Word { member, result }

@@ -26,6 +26,8 @@ use crate::{peers::Peer, shared::Shared};
 /// Error type of an answer that the client must not see: another upstream gets its turn, or the client another answer. Its
 /// attempt is concluded already.
 pub const NOT_PASSED: ErrorType = ErrorType::new("NotPassed");
+/// How soon an upstream may be free that is just being probed.
+pub const PROBE_STEP: Duration = Duration::from_millis(50);
 /// What a client is told to wait when nobody knows how long it will take, in milliseconds.
 const UNKNOWN_WAIT_MS: u64 = 1_000;
 
@@ -52,6 +54,8 @@ pub struct Current {
     pub answered_after: Option<Duration>,
     /// How long a 429 asks to be left alone, in milliseconds.
     pub cooling_ms: Option<u64>,
+    /// Does the breaker know that an answer has begun?
+    pub has_begun: bool,
 }
 
 /// What an attempt answered that the client gets if no other does better.
@@ -130,6 +134,13 @@ impl RequestCtx {
         error
     }
 
+    /// Was it the request's own deadline that cut this attempt off? Not if the attempt had most of the time to itself: then
+    /// its upstream is to blame.
+    pub fn is_cut_by_deadline(&self, shared: &Shared) -> bool {
+        let (Some(deadline), Some(current)) = (shared.settings.deadline, &self.attempt) else { return false };
+        self.arrived.elapsed() >= deadline && current.began.elapsed() * 2 < deadline
+    }
+
     /// What is left until the deadline of the request; `None`: it has none.
     pub fn time_left(&self, shared: &Shared) -> Option<Duration> {
         shared.settings.deadline.map(|deadline| deadline.saturating_sub(self.arrived.elapsed()))
@@ -154,7 +165,7 @@ impl RequestCtx {
             let health = &view.snapshot.member(index).state.health;
             match health.ready(now_ms) {
                 Ready::Now => Some(Duration::ZERO),
-                Ready::At(_) if health.is_probing() => Some(Duration::ZERO),
+                Ready::At(_) if health.is_probing() => Some(PROBE_STEP),
                 Ready::At(at_ms) => Some(Duration::from_millis(at_ms.saturating_sub(now_ms))),
                 Ready::Never => None,
             }
@@ -181,7 +192,7 @@ impl RequestCtx {
     /// Why there is no answer, if no upstream gave one that can be shown.
     pub fn no_upstream(&self, shared: &Shared) -> Denial {
         match self.attempts.last().map(|attempt| attempt.error.as_deref()) {
-            Some(Some("timeout")) => Denial::UpstreamTimeout,
+            Some(Some("timeout" | "deadline")) => Denial::UpstreamTimeout,
             Some(_) => Denial::UpstreamError,
             None => Denial::UpstreamUnavailable { retry_after_ms: self.soonest_ms(shared) },
         }

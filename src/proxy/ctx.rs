@@ -4,6 +4,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use pingora_core::upstreams::peer::HttpPeer;
 use tollgate_core::{
     denial::Denial,
     key::KeyEntry,
@@ -62,6 +63,8 @@ pub struct RequestCtx {
     pub tried: Vec<usize>,
     /// The attempt under way.
     pub attempt: Option<Current>,
+    /// How to connect for it, until that is done.
+    pub picked: Option<Box<HttpPeer>>,
     /// Did the upstream break off in the middle of its answer?
     pub broke_off: bool,
     /// The most useful answer of those that failed.
@@ -194,6 +197,7 @@ impl RequestCtx {
             stale_retries: 0,
             tried: Vec::new(),
             attempt: None,
+            picked: None,
             broke_off: false,
             failed: None,
             downstream: None,
@@ -218,6 +222,9 @@ impl RequestCtx {
         self.first_byte = None;
         self.ends_by_close = false;
         self.provider_request_id = None;
+        if let Some(handle) = &self.downstream {
+            handle.discard();
+        }
     }
 
     /// Corrects the reservation to what the answer consumed. Called before the last bytes go to the client: its next

@@ -4,9 +4,10 @@
 //!   for that buffer with the whole body.
 //! * **Hold.** Pingora writes the head of an answer as soon as it comes. A stream whose first event is an error, or an error
 //!   whose body says that the account is used up, must not be seen if another upstream may do better. The wrapper
-//!   keeps what is written until it is released; a new head, of the next attempt, takes the place of what was kept.
+//!   keeps what is written until it is released, discarded, or replaced by an answer of the gateway's own: an error that
+//!   ends like any other answer leaves both connections fit for the next request.
 //! * **Watch.** Pingora has one timeout for every read from an upstream. While an answer goes by, the proxy always waits for
-//!   the client to hang up, too; that wait ends here when the next piece, or the end, is overdue.
+//!   the client to hang up, too; that wait ends here when the first byte, the next piece, or the end is overdue.
 //!
 //! Everything else goes to the real session. Pingora ends the connection of a wrapped session after the answer, so the real
 //! one is put back before that ([`restore`]): the wrapper leaves it behind when it is dropped. Most requests never need a
@@ -15,7 +16,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
     },
     time::{Duration, Instant},
@@ -27,7 +28,7 @@ use futures::Stream;
 use http::HeaderMap;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora_core::{
-    Error, ErrorType, Result,
+    Error, ErrorSource, ErrorType, Result,
     protocols::{
         Digest,
         http::{
@@ -40,8 +41,12 @@ use pingora_core::{
 use pingora_proxy::Session;
 use tokio::time::{Sleep, sleep_until};
 
+use super::reply::Answer;
+
 /// Error type of an upstream that let a piece of its answer, or its end, be waited for too long.
 pub const OVERDUE: ErrorType = ErrorType::new("Overdue");
+/// How much is held back at the most; what is longer is passed on, whatever it may turn out to be.
+const HELD: usize = 1 << 20;
 /// No deadline.
 const NEVER: u64 = u64::MAX;
 
@@ -52,6 +57,9 @@ pub struct Handle(Arc<Shared>);
 struct Shared {
     made: Instant,
     is_holding: AtomicBool,
+    /// Is what was held back until now to be forgotten?
+    discards: AtomicBool,
+    replacement: Mutex<Option<Answer>>,
     /// The longest pause between two pieces, in milliseconds.
     chunk_ms: AtomicU64,
     last_piece_ms: AtomicU64,
@@ -70,20 +78,29 @@ pub fn hold(session: &mut Session, handle: &mut Option<Handle>) {
     wrap(session, handle, None).0.is_holding.store(true, Relaxed);
 }
 
+/// From now on, the answer may not be waited for longer than `first`.
+pub fn await_first(session: &mut Session, handle: &mut Option<Handle>, first: Duration) {
+    set_deadlines(&wrap(session, handle, None).0, None, Some(first));
+}
+
 /// From now on, no piece of the answer may be waited for longer than `chunk`, and its end no longer than `rest`.
 pub fn watch(session: &mut Session, handle: &mut Option<Handle>, chunk: Duration, rest: Option<Duration>) {
-    let shared = &wrap(session, handle, None).0;
+    set_deadlines(&wrap(session, handle, None).0, Some(chunk), rest);
+}
+
+fn set_deadlines(shared: &Shared, chunk: Option<Duration>, rest: Option<Duration>) {
     let now_ms = shared.now_ms();
     shared.last_piece_ms.store(now_ms, Relaxed);
-    shared.chunk_ms.store(millis(chunk), Relaxed);
-    shared.end_ms.store(rest.map_or(NEVER, |rest| now_ms.saturating_add(millis(rest))), Relaxed);
+    shared.chunk_ms.store(chunk.map_or(NEVER, millis), Relaxed);
+    // Never a moment too early: somebody may look how much time is left.
+    shared.end_ms.store(rest.map_or(NEVER, |rest| millis(shared.made.elapsed() + rest).saturating_add(1)), Relaxed);
 }
 
 /// Puts the real session back.
 pub fn restore(session: &mut Session, handle: &mut Option<Handle>) {
     let Some(Handle(shared)) = handle.take() else { return };
     drop(std::mem::replace(&mut *session.downstream_session, placeholder()));
-    if let Some(real) = shared.left_behind().take() {
+    if let Some(real) = lock(&shared.left_behind).take() {
         *session.downstream_session = real;
     }
 }
@@ -118,9 +135,19 @@ impl Handle {
         self.0.is_holding.load(Relaxed)
     }
 
+    /// Forgets what is held back: an earlier attempt wrote it.
+    pub fn discard(&self) {
+        self.0.discards.store(true, Relaxed);
+    }
+
+    /// Gives the client `answer` instead of what is held back, once the upstream's has ended.
+    pub fn replace(&self, answer: Answer) {
+        *lock(&self.0.replacement) = Some(answer);
+    }
+
     /// Notes that a piece of the answer came.
     pub fn touch(&self) {
-        self.0.last_piece_ms.store(self.0.now_ms(), Relaxed);
+        self.0.touch();
     }
 
     /// The answer of this attempt is no longer waited for.
@@ -142,6 +169,8 @@ impl Shared {
         Self {
             made: Instant::now(),
             is_holding: AtomicBool::new(false),
+            discards: AtomicBool::new(false),
+            replacement: Mutex::new(None),
             chunk_ms: AtomicU64::new(NEVER),
             last_piece_ms: AtomicU64::new(0),
             end_ms: AtomicU64::new(NEVER),
@@ -153,6 +182,10 @@ impl Shared {
         millis(self.made.elapsed())
     }
 
+    fn touch(&self) {
+        self.last_piece_ms.store(self.now_ms(), Relaxed);
+    }
+
     /// When the answer is overdue, if it can be.
     fn deadline(&self) -> Option<Instant> {
         let piece_ms = self.last_piece_ms.load(Relaxed).saturating_add(self.chunk_ms.load(Relaxed));
@@ -160,9 +193,13 @@ impl Shared {
         (deadline_ms != NEVER).then(|| self.made + Duration::from_millis(deadline_ms))
     }
 
-    fn left_behind(&self) -> std::sync::MutexGuard<'_, Option<ServerSession>> {
-        self.left_behind.lock().unwrap_or_else(PoisonError::into_inner)
+    fn take_replacement(&self) -> Option<Answer> {
+        lock(&self.replacement).take()
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Wrapper {
@@ -175,9 +212,35 @@ struct Wrapper {
     timer: Option<Pin<Box<Sleep>>>,
 }
 
+impl Wrapper {
+    /// May what is kept be written?
+    fn may_go(&mut self) -> Result<bool> {
+        if let Some(at) = self.kept.iter().position(|task| matches!(task, HttpTask::Failed(_)))
+            && let HttpTask::Failed(error) = self.kept.swap_remove(at)
+        {
+            return Err(error);
+        }
+        if !self.shared.is_holding.load(Relaxed) {
+            return Ok(true);
+        }
+        let size = |task: &HttpTask| match task {
+            HttpTask::Body(Some(piece), _) => piece.len(),
+            _ => 0,
+        };
+        if self.kept.iter().map(size).sum::<usize>() > HELD {
+            self.shared.is_holding.store(false, Relaxed);
+            return Ok(true);
+        }
+        if self.kept.iter().any(HttpTask::is_end) {
+            return Err(Error::create(ErrorType::ConnectionClosed, ErrorSource::Upstream, None, None));
+        }
+        Ok(false)
+    }
+}
+
 impl Drop for Wrapper {
     fn drop(&mut self) {
-        *self.shared.left_behind() = Some(std::mem::replace(&mut self.inner, placeholder()));
+        *lock(&self.shared.left_behind) = Some(std::mem::replace(&mut self.inner, placeholder()));
     }
 }
 
@@ -244,22 +307,27 @@ impl CustomSession for Wrapper {
     }
 
     async fn response_duplex_vec(&mut self, tasks: Vec<HttpTask>) -> Result<bool> {
-        if tasks.iter().any(begins_an_answer) {
+        if self.shared.discards.swap(false, Relaxed) || tasks.iter().any(begins_an_answer) {
             self.kept.clear();
         }
-        if self.kept.is_empty() && !self.shared.is_holding.load(Relaxed) {
-            return self.inner.response_duplex_vec(tasks).await;
-        }
-        self.kept.extend(tasks);
-        if let Some(at) = self.kept.iter().position(|task| matches!(task, HttpTask::Failed(_)))
-            && let HttpTask::Failed(error) = self.kept.swap_remove(at)
-        {
-            return Err(error);
-        }
-        if self.shared.is_holding.load(Relaxed) {
-            return Ok(false);
-        }
-        self.inner.response_duplex_vec(std::mem::take(&mut self.kept)).await
+        let tasks = match self.shared.take_replacement() {
+            Some(answer) => {
+                self.kept.clear();
+                vec![HttpTask::Header(Box::new(answer.header), false), HttpTask::Body(Some(answer.body), true)]
+            }
+            None if self.kept.is_empty() && !self.shared.is_holding.load(Relaxed) => tasks,
+            None => {
+                self.kept.extend(tasks);
+                if !self.may_go()? {
+                    return Ok(false);
+                }
+                std::mem::take(&mut self.kept)
+            }
+        };
+        let written = self.inner.response_duplex_vec(tasks).await;
+        // Had the client to be waited for, the upstream is not to blame.
+        self.shared.touch();
+        written
     }
 
     fn req_header(&self) -> &RequestHeader {

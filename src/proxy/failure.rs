@@ -11,7 +11,8 @@ use tollgate_core::{breaker::Outcome, denial::Denial};
 use super::{
     attempt::NOT_PASSED,
     ctx::{Meter, RequestCtx},
-    downstream::OVERDUE,
+    downstream::{self, OVERDUE},
+    judge::last_answer,
     reply,
 };
 use crate::shared::Shared;
@@ -76,7 +77,10 @@ fn is_client_gone(session: &Session, error: &Error) -> bool {
 
 /// Puts the failed attempt on the record.
 fn note(shared: &Shared, ctx: &mut RequestCtx, error: &Error) {
-    let label = label(error);
+    let (outcome, label) = match label(error) {
+        "timeout" if ctx.is_cut_by_deadline(shared) => (Outcome::Neutral, "deadline"),
+        label => (Outcome::Failure, label),
+    };
     if let Some(current) = &ctx.attempt {
         tracing::warn!(
             upstream = current.upstream.name,
@@ -86,7 +90,7 @@ fn note(shared: &Shared, ctx: &mut RequestCtx, error: &Error) {
             "an attempt failed"
         );
     }
-    ctx.conclude(shared, Outcome::Failure, label, Some(label));
+    ctx.conclude(shared, outcome, label, Some(label));
 }
 
 fn label(error: &Error) -> &'static str {
@@ -116,23 +120,22 @@ pub async fn answer(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
         break_off(session, ctx).await;
         return nothing_more;
     }
-    if let Some(failed) = ctx.failed.take() {
-        let wait_ms = matches!(failed.status, 429 | 503).then(|| ctx.soonest_ms(shared));
-        ctx.denial = None;
-        let sent = reply::upstream_error(session, ctx.request_id, &ctx.standing, &failed, wait_ms).await;
-        return FailToProxy { error_code: failed.status, can_reuse_downstream: sent.is_ok() };
+    // Pingora ends the connection after a failed attempt, which the client must know; and what follows a body that is not
+    // valid HTTP must never be read as the next request.
+    downstream::restore(session, &mut ctx.downstream);
+    session.set_keepalive(None);
+    let answer = match last_answer(shared, ctx, || denial_of(error)) {
+        Ok(answer) => answer,
+        Err(defect) => {
+            tracing::error!(request_id = %ctx.request_id, error = %defect, "an error cannot be told");
+            return nothing_more;
+        }
+    };
+    let error_code = answer.header.status.as_u16();
+    if let Err(gone) = answer.send(session).await {
+        tracing::debug!(request_id = %ctx.request_id, error = %gone, "the client is gone");
     }
-    let denial = ctx.denial.clone().unwrap_or_else(|| denial_of(error));
-    shared.metrics.denial(&denial);
-    // What follows a body that is not valid HTTP must never be read as the next request.
-    let is_broken = *error.esource() == ErrorSource::Downstream;
-    if is_broken {
-        session.set_keepalive(None);
-    }
-    let sent = reply::deny(session, ctx.request_id, &ctx.standing, &denial).await;
-    let status = denial.status();
-    ctx.denial = Some(denial);
-    FailToProxy { error_code: status, can_reuse_downstream: sent.is_ok() && !is_broken }
+    FailToProxy { error_code, can_reuse_downstream: false }
 }
 
 fn denial_of(error: &Error) -> Denial {

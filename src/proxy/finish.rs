@@ -103,7 +103,10 @@ fn outcome(session: &Session, ctx: &RequestCtx, error: Option<&Error>) -> Outcom
         (None, false, status) => format!("http_{status}"),
     };
     let interrupted = error.is_some() && (ctx.attempt.is_some() || ctx.broke_off);
-    let consumed = (200..300).contains(&status) || (interrupted && status == 0 && ctx.denial.is_none());
+    // Nothing may have been shown of what the upstream answered.
+    let status_there = ctx.attempt.as_ref().map_or(status, |current| current.status);
+    let consumed = (200..300).contains(&status)
+        || (interrupted && status == 0 && matches!(status_there, 0 | 200..300) && ctx.denial.is_none());
     Outcome { code, status, interrupted, consumed }
 }
 

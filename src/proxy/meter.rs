@@ -10,16 +10,12 @@ use std::time::Instant;
 use bytes::Bytes;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
 use pingora_proxy::Session;
-use tollgate_core::{
-    breaker::Outcome,
-    openai::{error::scrub, sse::StreamMeter},
-    verdict::{error_code, trouble},
-};
+use tollgate_core::{breaker::Outcome, openai::error::scrub};
 
 use super::{
-    attempt::Failed,
     ctx::{Meter, RequestCtx},
     downstream,
+    judge::{end, give_up, reject_stream, replace},
 };
 use crate::shared::Shared;
 
@@ -47,9 +43,13 @@ pub fn filter(
             }
         }
         Meter::Stream(meter) => {
+            let had_error = meter.saw_error();
             let now = body.take().map(|chunk| meter.feed(chunk)).unwrap_or_default();
             let rest = if is_end { meter.finish() } else { Bytes::new() };
             *body = join(now, rest);
+            if meter.saw_error() && !had_error {
+                *body = body.take().map(|piece| scrub(&piece).into_owned().into());
+            }
             stream(shared, is_end, ctx)?;
         }
         Meter::Fault(held) => {
@@ -61,7 +61,8 @@ pub fn filter(
         Meter::Trouble(held) => {
             hold(held, body.take());
             if is_end || held.len() == ERROR_CAP {
-                return Err(give_up(shared, ctx));
+                let error = give_up(shared, ctx);
+                return if is_end && !error.retry() { replace(shared, ctx) } else { Err(error) };
             }
         }
     }
@@ -93,18 +94,19 @@ fn note_piece(shared: &Shared, session: &mut Session, body: Option<&Bytes>, is_e
 /// Decides on what is held back of a stream, and on its end.
 fn stream(shared: &Shared, is_end: bool, ctx: &mut RequestCtx) -> Result<()> {
     let Meter::Stream(meter) = &ctx.meter else { return Ok(()) };
+    let (has_events, saw_comment, saw_end) = (meter.events() > 0, meter.saw_comment(), meter.saw_end());
     if is_holding(ctx) {
-        if meter.first_event_is_error() || (is_end && meter.events() == 0) {
+        if meter.first_event_is_error() || (is_end && !has_events) {
             return Err(reject_stream(shared, ctx));
         }
-        if meter.events() > 0 || meter.saw_comment() {
-            if let Some(handle) = &ctx.downstream {
-                handle.release();
-            }
-            note_begin(shared, meter, ctx);
+        if let (true, Some(handle)) = (has_events || saw_comment, &ctx.downstream) {
+            handle.release();
         }
     }
-    if is_end && ctx.ends_by_close && !meter.saw_end() {
+    if has_events {
+        note_begin(shared, ctx);
+    }
+    if is_end && ctx.ends_by_close && !saw_end {
         return Err(Error::create(ErrorType::ConnectionClosed, ErrorSource::Upstream, None, None));
     }
     Ok(())
@@ -114,55 +116,13 @@ fn is_holding(ctx: &RequestCtx) -> bool {
     ctx.downstream.as_ref().is_some_and(downstream::Handle::is_holding)
 }
 
-fn note_begin(shared: &Shared, meter: &StreamMeter, ctx: &RequestCtx) {
-    if meter.events() == 0 {
-        return;
-    }
+/// The first event came: the upstream works.
+fn note_begin(shared: &Shared, ctx: &mut RequestCtx) {
+    let Some(current) = ctx.attempt.as_mut().filter(|current| !current.has_begun) else { return };
+    current.has_begun = true;
+    let series = &shared.metrics.upstream_first_token_seconds;
+    series.with_label_values(&[&current.upstream.name]).observe(current.began.elapsed().as_secs_f64());
     ctx.tell(shared, Outcome::Begun);
-    if let (Some(current), Some(first)) = (&ctx.attempt, ctx.first_byte) {
-        let series = &shared.metrics.upstream_first_token_seconds;
-        let took = first.duration_since(current.began).as_secs_f64();
-        series.with_label_values(&[&current.upstream.name]).observe(took);
-    }
-}
-
-/// The first event of a stream is an error, or there is none: as good as a 500 without a word.
-fn reject_stream(shared: &Shared, ctx: &mut RequestCtx) -> Box<Error> {
-    ctx.conclude(shared, Outcome::Failure, "error_event", Some("error_event"));
-    ctx.not_passed(shared)
-}
-
-/// An error of the upstream is whole: what it means, and what becomes of it.
-fn give_up(shared: &Shared, ctx: &mut RequestCtx) -> Box<Error> {
-    let held = match std::mem::take(&mut ctx.meter) {
-        Meter::Trouble(held) => held,
-        _ => Vec::new(),
-    };
-    let (status, cooling_ms) = ctx.attempt.as_ref().map_or((0, None), |current| (current.status, current.cooling_ms));
-    let trouble = trouble(status, error_code(&held).as_deref(), cooling_ms);
-    if trouble.usefulness == 0
-        && let Some(current) = &ctx.attempt
-    {
-        tracing::error!(upstream = current.upstream.name, status, "the upstream refuses the gateway itself");
-    }
-    ctx.keep(Failed { status, body: scrub(&held).into_owned().into(), usefulness: trouble.usefulness });
-    ctx.conclude(shared, trouble.outcome, trouble.label, Some(trouble.label));
-    ctx.not_passed(shared)
-}
-
-/// The answer is over. Its reservation is settled before its last bytes go to the client: the client's next request must
-/// find free what this one gave back.
-fn end(shared: &Shared, ctx: &mut RequestCtx) {
-    let status = ctx.attempt.as_ref().map_or(0, |current| current.status);
-    let is_good = (200..300).contains(&status);
-    ctx.settle(is_good);
-    let is_error = ctx.produced.as_ref().is_some_and(|produced| produced.is_error);
-    let (outcome, label) = match (is_good, is_error) {
-        (true, false) => (Outcome::Success, "ok"),
-        (true, true) => (Outcome::Failure, "error_in_answer"),
-        (false, _) => (Outcome::Neutral, "client_error"),
-    };
-    ctx.conclude(shared, outcome, label, is_error.then_some(label));
 }
 
 fn hold(held: &mut Vec<u8>, piece: Option<Bytes>) {

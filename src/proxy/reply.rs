@@ -19,11 +19,40 @@ pub fn answered(session: &Session) -> Option<u16> {
     session.response_written().map(|answer| answer.status).filter(|status| !status.is_informational()).map(u16::from)
 }
 
-/// Answers with a denial, and says what is left of the limits that bind the request.
+/// An answer that is whole.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// Its header.
+    pub header: ResponseHeader,
+    /// Its body.
+    pub body: Bytes,
+}
+
+impl Answer {
+    fn try_new(status: u16, headers: HeaderMap, body: Bytes) -> Result<Self> {
+        let status = StatusCode::from_u16(status).or_err(ErrorType::InternalError, "no status")?;
+        Ok(Self { header: header_of(status, headers), body })
+    }
+
+    /// Gives it to the client.
+    ///
+    /// # Errors
+    /// If the client is gone.
+    pub async fn send(self, session: &mut Session) -> Result<()> {
+        let head_only = session.req_header().method == http::Method::HEAD;
+        session.write_response_header(Box::new(self.header), head_only).await?;
+        if !head_only {
+            session.write_response_body(Some(self.body), true).await?;
+        }
+        Ok(())
+    }
+}
+
+/// A denial, and what is left of the limits that bind the request.
 ///
 /// # Errors
-/// If the client is gone.
-pub async fn deny(session: &mut Session, request_id: Uuid, standing: &Standing, denial: &Denial) -> Result<()> {
+/// If a header cannot be built: a defect.
+pub fn denial(request_id: Uuid, standing: &Standing, denial: &Denial) -> Result<Answer> {
     let body = Bytes::from(denial.body());
     let mut headers = headers_of(&body, request_id, standing)?;
     if let Some(ms) = denial.retry_after_ms() {
@@ -38,25 +67,19 @@ pub async fn deny(session: &mut Session, request_id: Uuid, standing: &Standing, 
     if denial.status() == 401 {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    send(session, denial.status(), headers, body).await
+    Answer::try_new(denial.status(), headers, body)
 }
 
-/// Answers with an error that an upstream gave. `wait_ms`: when asking again may help.
+/// An error that an upstream gave. `wait_ms`: when asking again may help.
 ///
 /// # Errors
-/// If the client is gone.
-pub async fn upstream_error(
-    session: &mut Session,
-    request_id: Uuid,
-    standing: &Standing,
-    failed: &Failed,
-    wait_ms: Option<u64>,
-) -> Result<()> {
+/// If a header cannot be built: a defect.
+pub fn upstream_error(request_id: Uuid, standing: &Standing, failed: &Failed, wait_ms: Option<u64>) -> Result<Answer> {
     let mut headers = headers_of(&failed.body, request_id, standing)?;
     if let Some(ms) = wait_ms {
         show_wait(&mut headers, ms);
     }
-    send(session, failed.status, headers, failed.body.clone()).await
+    Answer::try_new(failed.status, headers, failed.body.clone())
 }
 
 fn show_wait(headers: &mut HeaderMap, ms: u64) {
@@ -70,7 +93,7 @@ fn show_wait(headers: &mut HeaderMap, ms: u64) {
 /// If the client is gone.
 pub async fn json(session: &mut Session, request_id: Uuid, body: Bytes) -> Result<()> {
     let headers = headers_of(&body, request_id, &Standing::default())?;
-    send(session, 200, headers, body).await
+    Answer::try_new(200, headers, body)?.send(session).await
 }
 
 /// Adds the gateway's id of the request, and what is left of the limits that bind it.
@@ -108,14 +131,4 @@ fn headers_of(body: &Bytes, request_id: Uuid, standing: &Standing) -> Result<Hea
     headers.insert(header::CONTENT_LENGTH, body.len().into());
     sign(&mut headers, request_id, standing)?;
     Ok(headers)
-}
-
-async fn send(session: &mut Session, status: u16, headers: HeaderMap, body: Bytes) -> Result<()> {
-    let status = StatusCode::from_u16(status).or_err(ErrorType::InternalError, "no status")?;
-    let head_only = session.req_header().method == http::Method::HEAD;
-    session.write_response_header(Box::new(header_of(status, headers)), head_only).await?;
-    if !head_only {
-        session.write_response_body(Some(body), true).await?;
-    }
-    Ok(())
 }

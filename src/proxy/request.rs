@@ -1,7 +1,7 @@
 //! From the arrival of a request to the decision that it may be forwarded.
 //!
 //! The order is by cost and by what may be learned: route, key, address, and only then the body. Nothing is read from a
-//! caller that is not known, and nothing is sent upstream before all of it has passed.
+//! caller that is not known, and nothing is sent upstream before all of it has passed, and an upstream was found.
 
 use std::{net::IpAddr, sync::Arc, time::Instant};
 
@@ -21,6 +21,7 @@ use tollgate_core::{
 use super::{
     body::{self, Failure},
     ctx::{Ask, RequestCtx},
+    pick::pick,
     reply, route,
 };
 use crate::{
@@ -50,9 +51,9 @@ pub async fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
     };
     body::drain(session, shared.settings.max_body_bytes, shared.settings.client_timeout).await;
     shared.metrics.denial(&denial);
-    let sent = reply::deny(session, ctx.request_id, &ctx.standing, &denial).await;
+    let answer = reply::denial(ctx.request_id, &ctx.standing, &denial);
     ctx.denial = Some(denial);
-    sent.map(|()| true)
+    answer?.send(session).await.map(|()| true)
 }
 
 async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool, Failure> {
@@ -72,6 +73,8 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
             ask.tokens = admit(shared, ctx, &key, &ask).await.map_err(Failure::Denied)?;
             ctx.ask = Some(ask);
             shared.retry_budget.deposit(shared.now_ms());
+            // Here and not in Pingora's own phase: that one's connection ends if there is no upstream.
+            ctx.picked = Some(pick(shared, ctx).await.map_err(Failure::Denied)?);
             return Ok(false);
         }
         Action::ListModels => {

@@ -12,7 +12,6 @@ use pingora_core::Result;
 use pingora_proxy::Session;
 use tollgate_core::{
     allowance::{Report, cooling_ms},
-    breaker::Outcome,
     openai::{response::JsonMeter, sse::StreamMeter},
     verdict::{Class, class},
 };
@@ -20,6 +19,7 @@ use tollgate_core::{
 use super::{
     ctx::{Meter, RequestCtx},
     downstream,
+    judge::{self, reject},
     reply::{header_of, sign},
 };
 use crate::shared::Shared;
@@ -67,15 +67,22 @@ pub fn classify(shared: &Shared, answer: &ResponseHeader, ctx: &mut RequestCtx) 
     if status == 429 {
         current.cooling_ms = cooling_ms(headers, unix_ms());
     }
+    let has_body = status != 204 && headers.get(header::CONTENT_LENGTH).is_none_or(|length| length != "0");
     let unusable = match class(status) {
-        Class::Good => unusable(headers),
+        Class::Good => unusable(headers).or_else(|| (!has_body).then_some("empty")),
         Class::Unexpected => Some("unexpected"),
+        // What has no body never comes to the meter.
+        Class::Trouble if !has_body => {
+            ctx.meter = Meter::Trouble(Vec::new());
+            return Err(judge::give_up(shared, ctx));
+        }
+        Class::ClientFault if !has_body => {
+            judge::end(shared, ctx);
+            None
+        }
         Class::ClientFault | Class::Trouble => None,
     };
-    let Some(label) = unusable else { return Ok(()) };
-    tracing::error!(upstream = name, status, reason = label, "the upstream answers what no provider does");
-    ctx.conclude(shared, Outcome::Failure, label, Some(label));
-    Err(ctx.not_passed(shared))
+    unusable.map_or(Ok(()), |label| Err(reject(shared, ctx, label)))
 }
 
 /// Why a good status is none: the body is compressed, which was not asked for and cannot be metered, or is of a kind that

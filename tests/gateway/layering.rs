@@ -9,7 +9,7 @@
 use std::{collections::BTreeSet, fs, path::Path};
 
 /// Files under `src/proxy/` that all the others there may use.
-const SHARED_BY_HOOKS: [&str; 6] = ["attempt", "body", "ctx", "downstream", "reply", "route"];
+const SHARED_BY_HOOKS: [&str; 8] = ["attempt", "body", "ctx", "downstream", "judge", "pick", "reply", "route"];
 /// What would make the core impure.
 const IMPURE: [&str; 13] = [
     "tokio",

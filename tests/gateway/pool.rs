@@ -301,9 +301,14 @@ async fn attempts_carry_one_idempotency_key() {
         keys,
         [answer.header("x-request-id").map(str::to_owned), answer.header("x-request-id").map(str::to_owned)]
     );
-    let request = gateway.post(CHAT).header("idempotency-key", "the-client's").body_content_length(chat().to_string());
-    request.send().await.unwrap().whole().await;
-    assert_eq!(good.received()[1].header("idempotency-key"), Some("the-client's"));
+    // A client's own key stays one of its own: nobody else can use it, or be answered by it.
+    for _ in 0..2 {
+        let request = gateway.post(CHAT).header("idempotency-key", "mine");
+        request.body_content_length(chat().to_string()).send().await.unwrap().whole().await;
+    }
+    let keys: Vec<_> =
+        good.received()[1..].iter().map(|request| request.header("idempotency-key").map(str::to_owned)).collect();
+    assert!(keys[0].is_some() && keys[0] == keys[1] && keys[0].as_deref() != Some("mine"), "{keys:?}");
 }
 
 #[tokio::test]

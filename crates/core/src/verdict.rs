@@ -6,6 +6,7 @@
 //! | 400, 404, 413, 422 and other 4xx | says nothing of itself | is at fault: the client gets the answer |
 //! | 429 | cools, for as long as it says | goes elsewhere |
 //! | 401, 403; no quota left | is quarantined | goes elsewhere; the client never sees it |
+//! | 403 for a model that the account has not; 429 for a request that is too large for its limit | says nothing of itself | goes elsewhere |
 //! | 408, 5xx; a 200 that holds an error; a redirect; HTML | failed | goes elsewhere |
 //! | 409 | says nothing of itself | goes elsewhere, as the SDKs retry it too |
 //!
@@ -52,16 +53,23 @@ pub struct Trouble {
     pub usefulness: u8,
 }
 
+/// Codes of a 403 that is about what was asked for. Were it taken for one about the credential, any client could quarantine all
+/// upstreams by asking for a model that none of them may use.
+const NOT_GIVEN: [&str; 4] = ["model_not_found", "insufficient_permissions", "missing_scope", "permission_denied"];
+/// How a 429 begins that will never pass: the request is more than the account may use in a minute.
+const TOO_LARGE: &str = "Request too large";
 /// Codes by which providers say that an account is used up, whatever the status.
 const EXHAUSTED: [&str; 3] = ["insufficient_quota", "billing_hard_limit_reached", "billing_not_active"];
 
-/// What an answer of [`Class::Trouble`] means, by its status and the code in its body. `cooling_ms`: how long a 429 asks to
-/// be left alone.
+/// What an answer of [`Class::Trouble`] means, by its status and what its body says. `cooling_ms`: how long a 429 asks to be
+/// left alone.
 #[must_use]
-pub fn trouble(status: u16, code: Option<&str>, cooling_ms: Option<u64>) -> Trouble {
-    let is_exhausted = code.is_some_and(|code| EXHAUSTED.contains(&code));
+pub fn trouble(status: u16, body: &ErrorBody, cooling_ms: Option<u64>) -> Trouble {
+    let code = body.code.as_deref().unwrap_or_default();
     let (outcome, label, usefulness) = match status {
-        403 | 429 if is_exhausted => (Outcome::Exhausted, "exhausted", 0),
+        403 | 429 if EXHAUSTED.contains(&code) => (Outcome::Exhausted, "exhausted", 0),
+        403 if NOT_GIVEN.contains(&code) => (Outcome::Neutral, "not_given", 0),
+        429 if body.message.starts_with(TOO_LARGE) => (Outcome::Neutral, "too_large", 4),
         401 | 403 => (Outcome::Refused, "refused", 0),
         429 => (Outcome::Limited { for_ms: cooling_ms }, "rate_limited", 4),
         409 => (Outcome::Neutral, "conflict", 2),
@@ -72,25 +80,38 @@ pub fn trouble(status: u16, code: Option<&str>, cooling_ms: Option<u64>) -> Trou
     Trouble { outcome, label, usefulness }
 }
 
-/// The code of an error body, or its type if it has no code.
-#[must_use]
-pub fn error_code(body: &[u8]) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Body {
-        error: Error,
-    }
-    #[derive(Deserialize)]
-    struct Error {
-        code: Option<serde_json::Value>,
-        r#type: Option<serde_json::Value>,
-    }
-    let error = serde_json::from_slice::<Body>(body).ok()?.error;
-    let text = |value: Option<serde_json::Value>| value.and_then(|value| value.as_str().map(str::to_owned));
-    let (code, kind) = (text(error.code), text(error.r#type));
-    // Azure's code of a 429 is "429"; OpenAI's quota error may have its name in the type alone.
-    match (code, kind) {
-        (_, Some(kind)) if EXHAUSTED.contains(&kind.as_str()) => Some(kind),
-        (code, kind) => code.or(kind),
+/// What an error's body says, as far as it is one.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorBody {
+    /// Its code, or its type if it has no code.
+    pub code: Option<String>,
+    /// Its message.
+    pub message: String,
+}
+
+impl ErrorBody {
+    /// Reads OpenAI's and Azure's envelope.
+    #[must_use]
+    pub fn parse(body: &[u8]) -> Self {
+        #[derive(Deserialize)]
+        struct Body {
+            error: Error,
+        }
+        #[derive(Deserialize)]
+        struct Error {
+            code: Option<serde_json::Value>,
+            r#type: Option<serde_json::Value>,
+            message: Option<serde_json::Value>,
+        }
+        let Ok(Body { error }) = serde_json::from_slice::<Body>(body) else { return Self::default() };
+        let text = |value: Option<serde_json::Value>| value.and_then(|value| value.as_str().map(str::to_owned));
+        let (code, kind) = (text(error.code), text(error.r#type));
+        // Azure's code of a 429 is "429"; OpenAI's quota error may have its name in the type alone.
+        let code = match (code, kind) {
+            (_, Some(kind)) if EXHAUSTED.contains(&kind.as_str()) => Some(kind),
+            (code, kind) => code.or(kind),
+        };
+        Self { code, message: text(error.message).unwrap_or_default() }
     }
 }
 
@@ -100,7 +121,8 @@ mod tests {
 
     #[test]
     fn each_status_has_one_meaning() {
-        let label = |status| (class(status) == Class::Trouble).then(|| trouble(status, None, None).label);
+        let label =
+            |status| (class(status) == Class::Trouble).then(|| trouble(status, &ErrorBody::default(), None).label);
         assert_eq!(label(429), Some("rate_limited"));
         assert_eq!(label(401), Some("refused"));
         assert_eq!(label(500), Some("server_error"));
@@ -117,7 +139,7 @@ mod tests {
             br#"{"error":{"message":"m","type":"insufficient_quota","param":null,"code":"insufficient_quota"}}"#;
         let limit = br#"{"error":{"message":"m","type":"requests","param":null,"code":"rate_limit_exceeded"}}"#;
         let azure = br#"{"error":{"code":"429","message":"m"}}"#;
-        let of = |body: &[u8]| trouble(429, error_code(body).as_deref(), Some(7)).outcome;
+        let of = |body: &[u8]| trouble(429, &ErrorBody::parse(body), Some(7)).outcome;
         assert_eq!(of(quota), Outcome::Exhausted);
         assert_eq!(of(limit), Outcome::Limited { for_ms: Some(7) });
         assert_eq!(of(azure), Outcome::Limited { for_ms: Some(7) });
@@ -129,11 +151,23 @@ mod tests {
     }
 
     #[test]
+    fn no_client_can_take_an_upstream_away_from_the_others() {
+        let forbidden = br#"{"error":{"message":"Project `proj_x` does not have access to model `gpt-9`","type":"invalid_request_error","code":"model_not_found"}}"#;
+        assert_eq!(trouble(403, &ErrorBody::parse(forbidden), None).outcome, Outcome::Neutral);
+        assert_eq!(trouble(403, &ErrorBody::default(), None).outcome, Outcome::Refused);
+        let large = br#"{"error":{"message":"Request too large for gpt-4o in organization org-x on tokens per min (TPM): Limit 30000, Requested 31000.","type":"tokens","code":"rate_limit_exceeded"}}"#;
+        assert_eq!(trouble(429, &ErrorBody::parse(large), Some(5)).outcome, Outcome::Neutral);
+    }
+
+    #[test]
     fn what_is_about_our_account_is_never_shown() {
-        for (status, code) in [(401, None), (403, None), (429, Some("insufficient_quota"))] {
-            assert_eq!(trouble(status, code, None).usefulness, 0, "{status}");
+        for (status, code) in
+            [(401, None), (403, None), (403, Some("model_not_found")), (429, Some("insufficient_quota"))]
+        {
+            let body = ErrorBody { code: code.map(str::to_owned), message: String::new() };
+            assert_eq!(trouble(status, &body, None).usefulness, 0, "{status}");
         }
-        let useful = |status| trouble(status, None, None).usefulness;
+        let useful = |status| trouble(status, &ErrorBody::default(), None).usefulness;
         assert!(useful(429) > useful(503) && useful(503) > useful(500) && useful(500) > useful(408));
     }
 }
