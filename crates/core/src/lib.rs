@@ -9,6 +9,7 @@ pub mod azure;
 pub mod denial;
 pub mod glob;
 pub mod id;
+pub mod journal;
 pub mod key;
 pub mod limit;
 pub mod openai;
