@@ -12,6 +12,8 @@
 //! | `response_body_filter` | [`meter`] |
 //! | `fail_to_proxy` | [`failure`] |
 //! | `logging` | [`finish`] |
+//!
+//! [`record`] makes what is written down of a request, for whichever of them ends it.
 
 mod body;
 mod ctx;
@@ -19,6 +21,7 @@ mod failure;
 mod finish;
 mod meter;
 mod peer;
+mod record;
 mod replay;
 mod reply;
 mod request;
@@ -115,12 +118,12 @@ impl ProxyHttp for Gateway {
 
     fn response_body_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         body: &mut Option<Bytes>,
         end_of_stream: bool,
         ctx: &mut RequestCtx,
     ) -> Result<Option<Duration>> {
-        meter::filter(body, end_of_stream, ctx).map(|()| None)
+        meter::filter(session, body, end_of_stream, ctx).map(|()| None)
     }
 
     fn fail_to_connect(
@@ -149,7 +152,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut RequestCtx) {
-        finish::finish(&self.shared, session, ctx, e).await;
+        finish::finish(&self.shared, session, ctx, e);
     }
 
     /// Failures are told once, in the access log, with the outcome of the whole request.

@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
+use pingora_proxy::Session;
 use tollgate_core::openai::error::scrub;
 
-use super::ctx::{Meter, RequestCtx};
+use super::ctx::{Meter, Outcome, RequestCtx};
 
 /// Longest error body that is passed on.
 const ERROR_CAP: usize = 64 * 1024;
@@ -19,7 +20,9 @@ const ERROR_CAP: usize = 64 * 1024;
 ///
 /// # Errors
 /// If a stream ends by a closed connection before its end mark: passed on as a clean end, it would pass for whole.
-pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut RequestCtx) -> Result<()> {
+pub fn filter(session: &Session, body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut RequestCtx) -> Result<()> {
+    // Who reads a stream is done with it at its end mark, and need not wait for the end of the body.
+    let mut is_over = end_of_stream;
     if ctx.first_byte.is_none() && body.as_ref().is_some_and(|chunk| !chunk.is_empty()) {
         ctx.first_byte = Some(Instant::now());
     }
@@ -32,7 +35,8 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut RequestCt
         }
         Meter::Stream(meter) => {
             let now = body.take().map(|chunk| meter.feed(chunk)).unwrap_or_default();
-            let rest = if end_of_stream { meter.finish() } else { Bytes::new() };
+            is_over |= meter.saw_end();
+            let rest = if is_over { meter.finish() } else { Bytes::new() };
             *body = join(now, rest);
             if end_of_stream && ctx.ends_by_close && !meter.saw_end() {
                 return Err(Error::create(ErrorType::ConnectionClosed, ErrorSource::Upstream, None, None));
@@ -48,9 +52,11 @@ pub fn filter(body: &mut Option<Bytes>, end_of_stream: bool, ctx: &mut RequestCt
             }
         }
     }
-    if end_of_stream {
+    if is_over {
+        // Before the last bytes go to the client: what it got whole is on the books, and its next request finds free what this one
+        // gave back.
         let status = ctx.attempt.as_ref().map_or(0, |current| current.status);
-        ctx.settle((200..300).contains(&status));
+        ctx.close(Some(&session.req_header().headers), Outcome::of_answer(status));
     }
     Ok(())
 }

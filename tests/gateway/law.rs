@@ -258,10 +258,10 @@ impl Place for Replica {
 /// The books and the memory, as both places keep them.
 fn book(unbooked: &Unbooked, memory: &Memory, books: &Books, month: Month) {
     let Unbooked { held: Held { demands, taken, .. }, used } = unbooked;
-    for demand in demands.iter().filter(|demand| demand.caps.has_quota()) {
+    for (index, demand) in demands.iter().enumerate().filter(|(_, demand)| demand.caps.has_quota()) {
         books.add(month, &demand.subject, *used);
+        memory.release(&demand.subject, taken.is_shared(index), *used);
     }
-    memory.release(demands, *taken, *used);
 }
 
 /// Runs what must be true of every place.

@@ -24,6 +24,7 @@ pub struct Builder {
     top: String,
     upstreams: String,
     tables: String,
+    usage: String,
     store_url: String,
     tls: Option<Arc<PrivateCa>>,
     key: KeySpec,
@@ -43,6 +44,12 @@ impl Builder {
     /// Adds lines to `[server]`.
     pub fn server(mut self, lines: &str) -> Self {
         writeln!(self.top, "{lines}").unwrap();
+        self
+    }
+
+    /// Adds lines to `[usage]`.
+    pub fn usage(mut self, lines: &str) -> Self {
+        writeln!(self.usage, "{lines}").unwrap();
         self
     }
 
@@ -91,8 +98,8 @@ impl Builder {
         format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\ntls_listen = {tls_listen}\nadmin_listen = \"127.0.0.1:0\"\nwork_stealing = true\n{}\n\
              {tls}[store]\nurl = \"{}\"\n[secrets]\nfernet_keys_file = \"{dir}/fernet.key\"\n\
-             [usage]\nflush_interval = \"20ms\"\n{}\n{}",
-            self.top, self.store_url, self.tables, self.upstreams
+             [usage]\njournal = \"{dir}/journal\"\nflush_interval = \"20ms\"\n{}\n{}\n{}",
+            self.top, self.store_url, self.usage, self.tables, self.upstreams
         )
     }
 
@@ -196,6 +203,7 @@ impl Gateway {
             top: String::new(),
             upstreams: String::new(),
             tables: String::new(),
+            usage: String::new(),
             store_url,
             tls: None,
             key: KeySpec::default(),
