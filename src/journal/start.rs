@@ -1,19 +1,21 @@
 //! Opening the journal: what can fail fails here, before a request is accepted, with the setting and the mend.
 //!
 //! A disk that is full is no reason not to start: the database may well be there, and what it takes frees the disk.
+//!
+//! Segments that a process left in the middle of its work have room that nobody will use. They are put into their final form,
+//! so that one which starts and dies again and again does not fill the disk with nothing.
 
 use std::{
     collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, ErrorKind, Read},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
 };
 
 use anyhow::{Context, bail};
 use tollgate_core::journal::{
     Place,
-    entry::{Kind, peek},
     segment::{self, Head, number_of, read_head},
 };
 
@@ -22,6 +24,7 @@ use super::{
     log::{Log, Trouble},
     reader::Reader,
     scanner::Scanner,
+    upkeep::is_end,
 };
 
 /// A journal that was opened.
@@ -40,13 +43,14 @@ pub(super) struct Opened {
 /// What is wrong with the directory, and the mend.
 pub(super) fn open(directory: &Path, segment_bytes: u64, must_last: bool) -> anyhow::Result<Opened> {
     let lock = lock(directory)?;
-    let closed = existing(directory)?;
+    let mut closed = existing(directory)?;
+    let newest = closed.last_key_value().map_or(0, |(number, _)| *number);
+    closed.retain(|number, length| finish(directory, *number, length));
     let cannot_use = || format!("[usage] journal: {} cannot be used", directory.display());
     let position = Position::open(directory).with_context(cannot_use)?;
     let open = files::read_open(directory).with_context(cannot_use)?;
     let booked = position.read();
     let backlog = closed.iter().map(|(number, length)| ends_after(directory, *number, *length, booked)).sum();
-    let newest = closed.last_key_value().map_or(0, |(number, _)| *number);
     let next = newest.max(booked.segment) + 1;
     let reader = Reader::new(directory.to_owned(), position, next, &open, must_last);
     let mut log = Log::new(directory.to_owned(), closed, next);
@@ -112,6 +116,39 @@ fn head_of(path: &Path) -> Head {
     read.map_or(Head::Damaged, |()| read_head(&head))
 }
 
+/// Puts a segment into its final form, if it is not; `false`: there was nothing in it, and it is gone.
+fn finish(directory: &Path, number: u64, length: &mut u64) -> bool {
+    let path = files::path(directory, number);
+    if head_of(&path) != Head::Known(None) {
+        return true;
+    }
+    let Ok(mut scanner) = Scanner::open(&path, *length) else { return true };
+    let (mut ends, mut until) = (0, segment::HEAD as u64);
+    while let Some((_, payload)) = scanner.next() {
+        ends += u32::from(is_end(&scanner.bytes()[payload]));
+        until = scanner.at();
+    }
+    let is_empty = until == segment::HEAD as u64;
+    if scanner.take_damaged() > 0 {
+        // Whoever reads it will tell.
+        return true;
+    }
+    let finished = if is_empty { files::remove(&path) } else { cut(&path, until, ends) };
+    match finished {
+        Ok(()) => *length = until,
+        Err(error) => {
+            tracing::warn!(segment = number, %error, "a segment of the journal keeps more room than it needs")
+        }
+    }
+    !is_empty
+}
+
+fn cut(path: &Path, until: u64, ends: u32) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).open(path)?;
+    file.set_len(until)?;
+    file.write_all_at(&segment::head(Some(ends)), 0)
+}
+
 /// Ends in a segment that are not booked.
 fn ends_after(directory: &Path, number: u64, length: u64, booked: Place) -> u64 {
     let path = files::path(directory, number);
@@ -127,8 +164,7 @@ fn count_ends(path: &Path, length: u64, mut place: Place, booked: Place) -> u64 
     let mut ends = 0;
     while let Some((offset, payload)) = scanner.next() {
         place.offset = offset;
-        let is_end = matches!(peek(&scanner.bytes()[payload]), Some((Kind::End | Kind::UncountedEnd, _)));
-        ends += u64::from(is_end && place >= booked);
+        ends += u64::from(is_end(&scanner.bytes()[payload]) && place >= booked);
     }
     ends
 }

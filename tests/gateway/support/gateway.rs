@@ -1,6 +1,13 @@
 //! The real server, in this process: built from a real configuration, on ports of the system, stopped when dropped.
 
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tempfile::TempDir;
@@ -25,6 +32,7 @@ pub struct Builder {
     upstreams: String,
     tables: String,
     usage: String,
+    journal: PathBuf,
     store_url: String,
     tls: Option<Arc<PrivateCa>>,
     key: KeySpec,
@@ -50,6 +58,12 @@ impl Builder {
     /// Adds lines to `[usage]`.
     pub fn usage(mut self, lines: &str) -> Self {
         writeln!(self.usage, "{lines}").unwrap();
+        self
+    }
+
+    /// Has its journal there, instead of in its own directory.
+    pub fn journal(mut self, directory: &Path) -> Self {
+        directory.clone_into(&mut self.journal);
         self
     }
 
@@ -98,9 +112,23 @@ impl Builder {
         format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\ntls_listen = {tls_listen}\nadmin_listen = \"127.0.0.1:0\"\nwork_stealing = true\n{}\n\
              {tls}[store]\nurl = \"{}\"\n[secrets]\nfernet_keys_file = \"{dir}/fernet.key\"\n\
-             [usage]\njournal = \"{dir}/journal\"\nflush_interval = \"20ms\"\n{}\n{}\n{}",
-            self.top, self.store_url, self.usage, self.tables, self.upstreams
+             [usage]\njournal = \"{}\"\nflush_interval = \"20ms\"\n{}\n{}\n{}",
+            self.top,
+            self.store_url,
+            self.journal.display(),
+            self.usage,
+            self.tables,
+            self.upstreams
         )
+    }
+
+    /// Why it does not start.
+    pub fn refused(self) -> String {
+        let text = self.config_text();
+        let config = config::parse(None, &text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+        // A thread of its own: a test may be within a runtime already.
+        let built = std::thread::spawn(|| Assembly::build(config).map(drop).map_err(|error| format!("{error:#}")));
+        built.join().expect("no panic").expect_err("it must not start")
     }
 
     /// Starts it, with a user and a key in the database.
@@ -199,6 +227,7 @@ impl Gateway {
         let dir = TempDir::new().unwrap();
         let store_url = format!("sqlite://{}/tollgate.db", dir.path().display());
         Builder {
+            journal: dir.path().join("journal"),
             dir,
             top: String::new(),
             upstreams: String::new(),
@@ -286,7 +315,7 @@ impl Gateway {
     }
 
     /// Its directory.
-    pub fn dir(&self) -> &std::path::Path {
+    pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 }
