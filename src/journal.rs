@@ -16,14 +16,16 @@
 //! | file | what it does |
 //! |---|---|
 //! | `start` | opens it, with everything that can be wrong with a directory |
-//! | `log` | the end that is written to |
+//! | `append`, `log` | the end that is written to |
 //! | `reader`, `scanner`, `batch` | the end that is read |
 //! | `upkeep` | what goes on beside the requests |
 //! | `texts` | what is still to be counted |
 
+mod append;
 mod batch;
 mod files;
 mod log;
+mod options;
 mod reader;
 mod scanner;
 mod start;
@@ -31,9 +33,7 @@ mod texts;
 mod upkeep;
 
 use std::{
-    cell::RefCell,
     fs::File,
-    path::PathBuf,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering},
@@ -53,67 +53,20 @@ use uuid::Uuid;
 
 pub use self::{
     batch::{Batch, Booking},
+    options::{Fsync, MIN_CAP, OnFull, Options},
     texts::{Output, Uncounted},
 };
-use self::{
-    log::{Log, Stored},
-    reader::Reader,
-    start::Opened,
-    texts::Texts,
-};
+use self::{log::Log, reader::Reader, start::Opened, texts::Texts};
 use crate::limiter::Limiter;
 
 /// Most bytes of one segment: some fifty thousand entries.
 const MAX_SEGMENT: u64 = 16 * 1024 * 1024;
 /// A journal that is full has at least so many segments, so that dropping the oldest is dropping a small part.
 const MIN_SEGMENTS: u64 = 8;
-/// Least that a journal may be capped at.
-pub const MIN_CAP: u64 = 1024 * 1024;
 /// Bytes of beginnings that wait to be written. One that finds no room is not written: only a crash would have needed it.
 const MAX_PENDING: usize = 1024 * 1024;
 /// How long an end waits for the count of its tokens.
 const COUNTING: Duration = Duration::from_secs(10);
-
-/// What happens when there is as much as there may be.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnFull {
-    /// New requests are refused.
-    Refuse,
-    /// The oldest entries are lost.
-    DropOldest,
-}
-
-/// When entries are synced to the disk, so that they outlive the machine too.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fsync {
-    /// When the system thinks best.
-    Never,
-    /// So often.
-    Every(Duration),
-    /// Each, before its answer ends. The thread of the request waits for the disk.
-    Always,
-}
-
-/// How a journal is kept.
-#[derive(Debug)]
-pub struct Options {
-    /// Where.
-    pub directory: PathBuf,
-    /// How much disk it may take, in bytes.
-    pub max_bytes: u64,
-    /// What happens then.
-    pub on_full: OnFull,
-    /// When it is synced to the disk.
-    pub fsync: Fsync,
-    /// After how many ends the job that books them is woken.
-    pub batch: usize,
-    /// Who is told when what is held will never be booked.
-    pub limiter: Limiter,
-    /// Counts records that are lost.
-    pub lost: IntCounter,
-    /// Counts damaged bytes.
-    pub damaged: IntCounter,
-}
 
 /// The journal of this process; every holder has a handle to it.
 #[derive(Clone, Debug)]
@@ -151,11 +104,6 @@ struct Inner {
 /// A request that was written down.
 #[derive(Debug)]
 pub struct Open(Ticket);
-
-thread_local! {
-    /// Where a frame is put together, before the journal is locked.
-    static FRAME: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
 
 impl Journal {
     /// Opens the journal in a directory, for this process alone.
@@ -320,71 +268,6 @@ impl Journal {
         if let Err(error) = self.0.lock.unlock() {
             tracing::warn!(%error, "the journal stays locked until the process ends");
         }
-    }
-}
-
-impl Inner {
-    fn append(&self, is_end: bool, write: impl FnOnce(&mut Vec<u8>)) {
-        FRAME.with_borrow_mut(|frame| {
-            frame.clear();
-            if !frame::put(frame, write) {
-                tracing::error!("an entry is too long for the journal");
-                return;
-            }
-            let stored = {
-                let mut log = lock(&self.log);
-                let stored = log.append(frame, is_end);
-                self.look_after(&log);
-                stored
-            };
-            if is_end {
-                self.unbooked.fetch_add(1, Ordering::Relaxed);
-                if self.unread.fetch_add(1, Ordering::Relaxed) + 1 == self.batch {
-                    self.batch_waits.notify_one();
-                }
-            }
-            match stored {
-                Stored::Until(place) if self.fsync == Fsync::Always => self.sync_until(place),
-                Stored::Until(_) | Stored::InMemory => {}
-                Stored::Nowhere => self.lose_entry(&frame[frame::HEAD..], is_end),
-            }
-        });
-    }
-
-    /// Calls for help if it is needed.
-    fn look_after(&self, log: &Log) {
-        if log.spare.is_none() || log.trouble.is_some() {
-            self.note_taking(log);
-            self.needs_tending.notify_one();
-        }
-    }
-
-    fn note_taking(&self, log: &Log) {
-        let is_taking = self.on_full == OnFull::DropOldest || log.trouble.is_none();
-        self.is_taking.store(is_taking, Ordering::Relaxed);
-    }
-
-    fn lose_entry(&self, payload: &[u8], is_end: bool) {
-        if !is_end {
-            return;
-        }
-        tracing::error!("a usage record is lost: the journal cannot be written, and too much waits in memory");
-        let mut batch = Batch::default();
-        batch.push(payload, None, true);
-        batch.bookings().for_each(|booking| self.lose(&booking));
-        self.unbooked_fell(1);
-    }
-
-    /// Gives up a record that will never be booked.
-    fn lose(&self, booking: &Booking<'_>) {
-        self.lost.inc();
-        if let Some(hold) = booking.hold.as_ref().filter(|_| booking.is_own) {
-            self.limiter.release(booking.record.holder(), hold, None);
-        }
-    }
-
-    fn unbooked_fell(&self, ends: usize) {
-        self.unbooked.fetch_sub(i64::try_from(ends).unwrap_or(0), Ordering::Relaxed);
     }
 }
 

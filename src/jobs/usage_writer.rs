@@ -9,7 +9,9 @@
 //! modesty back. So a second, normal one takes over while there is too much to do ([`is_behind`](UsageWriter::is_behind)),
 //! and the calm one waits meanwhile. Threads of the database's driver inherit, so each has connections of its own.
 
-use std::{collections::HashMap, convert::Infallible, sync::Arc, time::Duration};
+mod booking;
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
@@ -17,12 +19,9 @@ use tokio::{
     sync::{Mutex, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tollgate_core::{
-    id::{KeyId, UserId},
-    limit::{Amount, Month, hold::Hold, network_of},
-    usage::{Booked, BookedAddress, UsageRecord},
-};
+use tollgate_core::{limit::hold::Hold, usage::UsageRecord};
 
+use self::booking::book;
 use super::{give_way::give_way, token_counter};
 use crate::{
     journal::Batch,
@@ -72,13 +71,22 @@ impl UsageWriter {
         Self { shared, store_url, flush_interval, batch, out: Mutex::default(), hurries: watch::Sender::new(false) }
     }
 
-    /// Takes a batch from the journal, unless one is left from before, and writes it. `true`: there may be more.
+    /// Takes a batch from the journal, unless one is left from before, and writes it: a larger one where there is more to do.
+    /// `true`: there may be more.
     ///
     /// # Errors
     /// If the database does not take the batch, which is kept for the next step.
-    pub async fn step(&self, store: &Store, is_last: bool) -> Result<bool, StoreError> {
+    pub async fn step(&self, store: &Store) -> Result<bool, StoreError> {
+        let most = self.shared.journal.pending().clamp(self.batch, LARGER * self.batch).min(MOST);
+        self.step_of(store, most, false).await
+    }
+
+    /// The same, with at most so many rows. `is_last`: does nothing wait for the count of its tokens any more?
+    ///
+    /// # Errors
+    /// As [`step`](Self::step).
+    pub async fn step_of(&self, store: &Store, most: usize, is_last: bool) -> Result<bool, StoreError> {
         let mut out = self.out.lock().await;
-        let most = self.batch.max(self.shared.journal.pending().min(LARGER * self.batch)).min(MOST);
         let batch = match &mut *out {
             Some(batch) => batch,
             none => none.insert(self.take(most, is_last)),
@@ -107,7 +115,7 @@ impl UsageWriter {
         let store = self.open().await?;
         let mut tries = 0;
         loop {
-            match self.step(&store, true).await {
+            match self.step_of(&store, MOST, true).await {
                 Ok(true) => tries = 0,
                 Ok(false) => return Ok(()),
                 Err(error) if tries == 10 => return Err(error),
@@ -145,38 +153,9 @@ impl UsageWriter {
         metrics.store_up.set(i64::from(written.is_ok()));
         let is_new = written?;
         metrics.usage_flush_seconds.observe(began.elapsed().as_secs_f64());
-        self.book(&records, &holds, &is_new);
+        book(&self.shared.limiter, &records, &holds, &is_new);
         drop(ledger);
         Ok(())
-    }
-
-    /// Tells the limiter what the database has now.
-    fn book(&self, records: &[UsageRecord<'_>], holds: &[(Option<Hold>, bool)], is_new: &[bool]) {
-        let limiter = &self.shared.limiter;
-        let mut sums = Sums::default();
-        for ((record, (hold, is_own)), is_new) in records.iter().zip(holds).zip(is_new) {
-            // What this process wrote is handed over once. If it was there all the same, the answer to a commit was lost, and the
-            // books do not have it. What an earlier one wrote and was there, the books have from the start.
-            if !is_own && !is_new {
-                continue;
-            }
-            let month = Month::of(record.started_at);
-            sums.add(month, record);
-            match hold {
-                Some(hold) if *is_own => limiter.release(record.holder(), hold, Some((month, record.amount()))),
-                Some(hold) => limiter.booked_late(record.holder(), hold, month, record.amount()),
-                None => {}
-            }
-        }
-        let books = limiter.books();
-        for ((month, user, key, model), amount) in sums.keys {
-            books.add(month, &Booked { user, key, model: model.to_owned(), amount });
-        }
-        if limiter.has_quota_of_addresses() {
-            for ((month, network), amount) in sums.addresses {
-                books.add_address(month, BookedAddress { network, amount });
-            }
-        }
     }
 
     async fn open(&self) -> Result<Store, StoreError> {
@@ -202,7 +181,7 @@ impl UsageWriter {
             // Its sender is `self`.
             let calm = hurries.wait_for(|hurries| !hurries).await;
             drop(calm);
-            has_more = trouble.after(self.step(&store, false).await, self).await;
+            has_more = trouble.after(self.step(&store).await, self).await;
         }
     }
 
@@ -216,27 +195,8 @@ impl UsageWriter {
                 continue;
             }
             self.hurries.send_replace(true);
-            while trouble.after(self.step(&store, false).await, self).await {}
+            while trouble.after(self.step(&store).await, self).await {}
             self.hurries.send_replace(false);
-        }
-    }
-}
-
-/// What a batch adds to the books.
-#[derive(Default)]
-struct Sums<'r> {
-    keys: HashMap<(Month, UserId, KeyId, &'r str), Amount>,
-    addresses: HashMap<(Month, std::net::IpAddr), Amount>,
-}
-
-impl<'r> Sums<'r> {
-    fn add(&mut self, month: Month, record: &'r UsageRecord<'_>) {
-        let amount = record.amount();
-        let sum = self.keys.entry((month, record.user_id, record.key_id, &record.model)).or_default();
-        *sum = sum.plus(amount);
-        if let Some(ip) = record.ip {
-            let sum = self.addresses.entry((month, network_of(ip))).or_default();
-            *sum = sum.plus(amount);
         }
     }
 }

@@ -137,7 +137,7 @@ fn finish(directory: &Path, number: u64, length: &mut u64) -> bool {
     match finished {
         Ok(()) => *length = until,
         Err(error) => {
-            tracing::warn!(segment = number, %error, "a segment of the journal keeps more room than it needs")
+            tracing::warn!(segment = number, %error, "a segment of the journal keeps more room than it needs");
         }
     }
     !is_empty

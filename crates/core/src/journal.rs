@@ -14,6 +14,7 @@
 //!
 //! Everything here is a function of bytes and numbers; files, clocks and locks are `src/journal.rs`'s.
 
+mod bytes;
 pub mod entry;
 pub mod frame;
 pub mod pending;

@@ -7,20 +7,15 @@
 //! A later version may add kinds, which are passed over here, and may add fields behind those that are known, which are not
 //! looked at. Other changes need a new version of the [segment](super::segment).
 
-use std::{
-    borrow::Cow,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::{borrow::Cow, net::IpAddr};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
+use super::bytes::{Input, put, put_hold, put_ip, put_text, put_time, put_usage};
 use crate::{
     id::{KeyId, UserId},
-    limit::{
-        Amount,
-        hold::{Classes, Hold},
-    },
+    limit::hold::Hold,
     usage::{Usage, UsageRecord},
 };
 
@@ -28,8 +23,6 @@ use crate::{
 pub const MAX_TEXT: usize = 1024;
 /// Longest list of attempts. There are few, and all texts in them are short.
 const MAX_ATTEMPTS: usize = 16 * 1024;
-/// The length that stands for no text at all.
-const NONE: u16 = u16::MAX;
 /// Code of a request that the process did not outlive.
 pub const INTERRUPTED: &str = "interrupted";
 
@@ -63,6 +56,12 @@ pub fn peek(payload: &[u8]) -> Option<(Kind, Uuid)> {
     let kinds = [Kind::Begin, Kind::End, Kind::UncountedEnd, Kind::Count];
     let kind = kinds.into_iter().find(|kind| Some(&kind.byte()) == payload.first())?;
     Some((kind, Uuid::from_bytes(*payload[1..].first_chunk()?)))
+}
+
+/// What is behind kind and id of an entry, which must be of this kind.
+fn open(payload: &[u8], kind: Kind) -> Option<(Input<'_>, Uuid)> {
+    let (is, request_id) = peek(payload)?;
+    (is == kind).then(|| (Input(&payload[17..]), request_id))
 }
 
 /// An admitted request, with what it may consume.
@@ -134,7 +133,7 @@ impl<'t> Begin<'t> {
     /// Reads it.
     #[must_use]
     pub fn read(payload: &'t [u8]) -> Option<Self> {
-        let (mut input, request_id) = Input::open(payload, Kind::Begin)?;
+        let (mut input, request_id) = open(payload, Kind::Begin)?;
         Some(Self {
             request_id,
             started_at: input.time()?,
@@ -249,7 +248,7 @@ impl<'t> End<'t> {
         if !matches!(kind, Kind::End | Kind::UncountedEnd) {
             return None;
         }
-        let (mut input, request_id) = Input::open(payload, kind)?;
+        let (mut input, request_id) = open(payload, kind)?;
         let started_at = input.time()?;
         let (user_id, key_id) = (UserId(input.number()?.cast_signed()), KeyId(input.number()?.cast_signed()));
         let ip = input.ip()?;
@@ -301,129 +300,9 @@ impl Count {
     /// Reads it.
     #[must_use]
     pub fn read(payload: &[u8]) -> Option<Self> {
-        let (mut input, request_id) = Input::open(payload, Kind::Count)?;
+        let (mut input, request_id) = open(payload, Kind::Count)?;
         let (usage, cost_nano_usd) = input.usage()?;
         Some(Self { request_id, usage, cost_nano_usd })
-    }
-}
-
-fn put<const N: usize>(out: &mut Vec<u8>, bytes: [u8; N]) {
-    out.extend_from_slice(&bytes);
-}
-
-/// To the microsecond, as precise as the database: it is a part of the key there.
-fn put_time(out: &mut Vec<u8>, time: DateTime<Utc>) {
-    put(out, time.timestamp_micros().to_le_bytes());
-}
-
-fn put_ip(out: &mut Vec<u8>, ip: Option<IpAddr>) {
-    match ip {
-        None => out.push(0),
-        Some(IpAddr::V4(ip)) => {
-            out.push(4);
-            put(out, ip.octets());
-        }
-        Some(IpAddr::V6(ip)) => {
-            out.push(6);
-            put(out, ip.octets());
-        }
-    }
-}
-
-fn put_usage(out: &mut Vec<u8>, usage: &Usage, cost_nano_usd: u64) {
-    let Usage { prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens } = *usage;
-    for number in [prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens, cost_nano_usd] {
-        put(out, number.to_le_bytes());
-    }
-}
-
-fn put_hold(out: &mut Vec<u8>, hold: &Hold) {
-    put(out, [hold.quotas.bits(), hold.shared.bits(), hold.session.is_some().into(), hold.is_counted.into()]);
-    put(out, hold.session.unwrap_or(0).to_le_bytes());
-    put(out, hold.amount.tokens.to_le_bytes());
-    put(out, hold.amount.nano_usd.to_le_bytes());
-}
-
-fn put_text(out: &mut Vec<u8>, text: Option<&str>, most: usize) {
-    let Some(text) = text else { return put(out, NONE.to_le_bytes()) };
-    let text = &text[..text.floor_char_boundary(most)];
-    put(out, u16::try_from(text.len()).unwrap_or(0).to_le_bytes());
-    out.extend_from_slice(text.as_bytes());
-}
-
-/// What is left of a payload that is being read.
-struct Input<'t>(&'t [u8]);
-
-impl<'t> Input<'t> {
-    /// Behind the kind, which must be this one, and the id.
-    fn open(payload: &'t [u8], kind: Kind) -> Option<(Self, Uuid)> {
-        let (is, request_id) = peek(payload)?;
-        (is == kind).then(|| (Self(&payload[17..]), request_id))
-    }
-
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (taken, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
-        Some(*taken)
-    }
-
-    fn byte(&mut self) -> Option<u8> {
-        self.take::<1>().map(|[byte]| byte)
-    }
-
-    fn small(&mut self) -> Option<u32> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    fn number(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    fn time(&mut self) -> Option<DateTime<Utc>> {
-        DateTime::from_timestamp_micros(i64::from_le_bytes(self.take()?))
-    }
-
-    fn ip(&mut self) -> Option<Option<IpAddr>> {
-        Some(match self.byte()? {
-            4 => Some(Ipv4Addr::from(self.take::<4>()?).into()),
-            6 => Some(Ipv6Addr::from(self.take::<16>()?).into()),
-            _ => None,
-        })
-    }
-
-    fn usage(&mut self) -> Option<(Usage, u64)> {
-        let usage = Usage {
-            prompt_tokens: self.number()?,
-            completion_tokens: self.number()?,
-            cached_tokens: self.number()?,
-            reasoning_tokens: self.number()?,
-            audio_tokens: self.number()?,
-        };
-        Some((usage, self.number()?))
-    }
-
-    fn hold(&mut self) -> Option<Hold> {
-        let [quotas, shared, has_session, is_counted] = self.take()?;
-        let session = self.small()?;
-        let amount = Amount { tokens: self.number()?, nano_usd: self.number()? };
-        Some(Hold {
-            quotas: Classes::from_bits(quotas),
-            shared: Classes::from_bits(shared),
-            amount,
-            session: (has_session != 0).then_some(session),
-            is_counted: is_counted != 0,
-        })
-    }
-
-    /// The inner `None`: there is no text.
-    fn text(&mut self) -> Option<Option<&'t str>> {
-        let length = u16::from_le_bytes(self.take()?);
-        if length == NONE {
-            return Some(None);
-        }
-        let (text, rest) = self.0.split_at_checked(usize::from(length))?;
-        self.0 = rest;
-        std::str::from_utf8(text).ok().map(Some)
     }
 }
 
@@ -432,6 +311,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limit::{Amount, hold::Classes};
 
     fn text() -> impl Strategy<Value = Cow<'static, str>> {
         ".{0,20}".prop_map(Cow::Owned)
