@@ -11,7 +11,7 @@
 
 mod booking;
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
@@ -87,15 +87,15 @@ impl UsageWriter {
     /// As [`step`](Self::step).
     pub async fn step_of(&self, store: &Store, most: usize, is_last: bool) -> Result<bool, StoreError> {
         let mut out = self.out.lock().await;
-        let batch = match &mut *out {
-            Some(batch) => batch,
-            none => none.insert(self.take(most, is_last)),
+        let (batch, was_left) = match &mut *out {
+            Some(batch) => (batch, true),
+            none => (none.insert(self.take(most, is_last)), false),
         };
-        let is_full = batch.len() >= most;
+        let has_more = was_left || batch.len() >= most;
         self.write(batch, store).await?;
         self.shared.journal.booked(batch);
         *out = None;
-        Ok(is_full)
+        Ok(has_more)
     }
 
     /// Writes everything that has been handed over, until it is done or `patience` is over. The rest stays in the journal.
@@ -169,34 +169,49 @@ impl UsageWriter {
         journal.pending() > BEHIND.0 * self.batch || journal.behind_for() > BEHIND.1 + self.flush_interval
     }
 
-    /// Writes for ever, waiting for batches.
-    async fn run_calmly(&self) -> Result<Infallible, StoreError> {
+    /// Writes until the end, waiting for batches.
+    async fn run_calmly(&self, mut shutdown: ShutdownWatch) -> Result<(), StoreError> {
         let store = self.open().await?;
         let (mut trouble, mut hurries) = (Trouble::default(), self.hurries.subscribe());
         let mut has_more = false;
-        loop {
-            if !has_more {
-                self.shared.journal.wait_for_batch(self.flush_interval).await;
-            }
-            // Its sender is `self`.
-            let calm = hurries.wait_for(|hurries| !hurries).await;
-            drop(calm);
-            has_more = trouble.after(self.step(&store).await, self).await;
+        while !*shutdown.borrow() {
+            let its_turn = async {
+                if !has_more {
+                    self.shared.journal.wait_for_batch(self.flush_interval).await;
+                }
+                // Its sender is `self`.
+                let calm = hurries.wait_for(|hurries| !hurries).await;
+                drop(calm);
+            };
+            tokio::select! { () = its_turn => {}, _ = shutdown.changed() => break }
+            has_more = self.step_and_wait(&store, &mut trouble, &mut shutdown).await;
         }
+        Ok(())
     }
 
-    /// Writes while there is too much to do, for ever.
-    async fn run_hurriedly(&self) -> Result<Infallible, StoreError> {
+    /// Writes while there is too much to do, until the end.
+    async fn run_hurriedly(&self, mut shutdown: ShutdownWatch) -> Result<(), StoreError> {
         let store = self.open().await?;
         let mut trouble = Trouble::default();
-        loop {
-            sleep(LOOK).await;
+        while !*shutdown.borrow() {
+            tokio::select! { () = sleep(LOOK) => {}, _ = shutdown.changed() => break }
             if !self.is_behind() {
                 continue;
             }
             self.hurries.send_replace(true);
-            while trouble.after(self.step(&store).await, self).await {}
+            while self.step_and_wait(&store, &mut trouble, &mut shutdown).await && !*shutdown.borrow() {}
             self.hurries.send_replace(false);
+        }
+        Ok(())
+    }
+
+    /// A step, and after one that failed a while. The step itself is never cut off: its transaction would stay open, with its
+    /// locks, in the way of the last ones.
+    async fn step_and_wait(&self, store: &Store, trouble: &mut Trouble, shutdown: &mut ShutdownWatch) -> bool {
+        let step = self.step(store).await;
+        tokio::select! {
+            has_more = trouble.after(step, self) => has_more,
+            _ = shutdown.changed() => false,
         }
     }
 }
@@ -231,10 +246,9 @@ impl Trouble {
     }
 }
 
-async fn until_shutdown(run: impl Future<Output = Result<Infallible, StoreError>>, mut shutdown: ShutdownWatch) {
-    tokio::select! {
-        Err(error) = run => tracing::error!(%error, "the usage writer cannot start"),
-        _ = shutdown.changed() => {}
+fn tell(ended: Result<(), StoreError>) {
+    if let Err(error) = ended {
+        tracing::error!(%error, "the usage writer cannot start");
     }
 }
 
@@ -242,13 +256,13 @@ async fn until_shutdown(run: impl Future<Output = Result<Infallible, StoreError>
 impl BackgroundService for Calm {
     async fn start(&self, shutdown: ShutdownWatch) {
         give_way();
-        until_shutdown(self.0.run_calmly(), shutdown).await;
+        tell(self.0.run_calmly(shutdown).await);
     }
 }
 
 #[async_trait]
 impl BackgroundService for Hurried {
     async fn start(&self, shutdown: ShutdownWatch) {
-        until_shutdown(self.0.run_hurriedly(), shutdown).await;
+        tell(self.0.run_hurriedly(shutdown).await);
     }
 }

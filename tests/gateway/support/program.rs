@@ -145,7 +145,13 @@ impl Program {
         }
         let missing: Vec<_> =
             seen.iter().filter(|(id, is_whole)| **is_whole && !by_id.contains_key(id.as_str())).collect();
-        assert!(missing.is_empty(), "{} of {} answers are not booked: {missing:?}", missing.len(), seen.len());
+        let (count, log) = (missing.len(), self.log());
+        assert!(
+            missing.is_empty(),
+            "{count} of {} answers are not booked, such as {:?}:\n{log}",
+            seen.len(),
+            missing[0]
+        );
         for (id, row) in by_id {
             let used = (row.prompt_tokens, row.completion_tokens);
             match (seen.get(id), row.code.as_deref()) {
