@@ -2,7 +2,7 @@
 # installed by the system's package manager (see scripts/setup.sh).
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check bench
+.PHONY: help run test check bench crash
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ test: ## Run everything that must pass: format, lints, docs, tests, SDKs
 check: ## Format, lints and docs only
 	@scripts/setup.sh test
 	@scripts/check.sh
+
+crash: ## Kill the gateway and its database under load, 200 times (ROUNDS=n for another number)
+	@scripts/setup.sh test
+	@TOLLGATE_CRASH_ROUNDS=$(or $(ROUNDS),200) cargo test --locked --test gateway -- crash
 
 bench: ## Compare the gateway, bare Pingora and nginx side by side (ARGS="--quick" for a glance)
 	@scripts/setup.sh build

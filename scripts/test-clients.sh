@@ -69,6 +69,11 @@ url = "sqlite://$work/tollgate.db"
 [secrets]
 fernet_keys_file = "$work/fernet.key"
 
+# The tests ask for faults one after the other, of the only upstream there is.
+[breaker]
+failures = 0
+failure_percent = 0
+
 [[upstream]]
 name = "mock"
 base_url = "http://127.0.0.1:$mock_port/v1"

@@ -49,7 +49,10 @@ pub use self::{
     expand::Env,
     problem::{ConfigErrors, Problem},
 };
-use crate::telemetry::LogFormat;
+use crate::{
+    journal::{Fsync, OnFull},
+    telemetry::LogFormat,
+};
 
 /// The file that is read if none is named and it is there.
 pub const DEFAULT_FILE: &str = "conf/tollgate.toml";
@@ -208,6 +211,14 @@ pub struct GateConfig {
 /// How usage gets to the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Usage {
+    /// Directory in which it waits.
+    pub journal: PathBuf,
+    /// Disk that it may take there, in bytes.
+    pub journal_max_bytes: u64,
+    /// What happens when it takes that.
+    pub on_journal_full: OnFull,
+    /// When it is synced to the disk.
+    pub fsync: Fsync,
     /// Longest time that a record waits for others.
     pub flush_interval: Duration,
     /// Most records of one transaction.

@@ -1,9 +1,10 @@
 //! Admission: every limit that binds a request, checked and reserved in one step.
 //!
 //! A request is admitted by all of its subjects (address, user, key, model within the key) or leaves no trace at any.
-//! What it may consume is reserved; [`Reservation::settle`] corrects that to the truth when the answer is there, and what
-//! remains is *held* against the quotas until the usage writer has booked it ([`Unbooked`]). Each of the two is let go
-//! exactly once, by its use or by its drop, so that no path through the proxy can leak one.
+//! What it may consume is reserved; [`Reservation::settle`] corrects that to the truth when the answer is there. Each
+//! reservation is let go exactly once, by its use or by its drop, so that no path through the proxy can leak one. What
+//! remains is *held* against the quotas until the usage writer has booked it: a [`Hold`] is plain numbers, because it waits
+//! in the journal with the record, for as long as the database is away, and comes back with it to [`Limiter::release`].
 //!
 //! Without Redis the decision is made in [`memory`]. With Redis it is made there, for all replicas, in one round trip, and
 //! [`memory`] keeps a copy of what this replica did. If Redis cannot be asked, the copy goes on at once with this
@@ -38,9 +39,10 @@ use tollgate_core::{
     denial::Denial,
     key::KeyEntry,
     limit::{
-        Amount, Month,
+        Amount, Month, Subject,
         estimate::{self, tightest_tpm},
-        policy::Policy,
+        hold::{Classes, Hold, Holder},
+        policy::{MAX_DEMANDS, Policy},
         standing::Standing,
         state::{Circumstances, Demand, Need, Refusal, Share},
     },
@@ -102,8 +104,8 @@ pub struct Admission {
     pub reservation: Reservation,
     /// What is left, for the headers of its answer.
     pub standing: Standing,
-    /// How many tokens it may consume, as far as that can be told.
-    pub tokens: u64,
+    /// What it may consume.
+    pub need: Need,
 }
 
 /// A request that may not go on.
@@ -222,6 +224,32 @@ impl Limiter {
         self.0.redis.as_ref()?.exchange_notices(self.now_ms(), told, is_known).await
     }
 
+    /// Lets go of what a finished request holds of the quotas of `of`. `booked`: the database has it now, and the books too;
+    /// `None`: it never will.
+    pub fn release(&self, of: Holder<'_>, hold: &Hold, booked: Option<(Month, Amount)>) {
+        let subjects: Vec<_> = hold.subjects(of).collect();
+        let act = || {
+            for (subject, is_shared) in &subjects {
+                self.0.memory.release(subject, *is_shared, hold.amount);
+            }
+        };
+        let reserved = Reserved { session: hold.session, cells: hold.is_counted.then_some([0; MAX_DEMANDS]) };
+        self.change(reserved, act, || {
+            let change =
+                |(subject, _): &(Subject, bool)| Change { release: hold.amount, booked, ..Change::of(subject.clone()) };
+            subjects.iter().map(change).collect()
+        });
+    }
+
+    /// The database has what an earlier process of this gateway consumed. What that held is gone with it, but Redis, if it kept
+    /// count, must learn that it is booked.
+    pub fn booked_late(&self, of: Holder<'_>, hold: &Hold, month: Month, amount: Amount) {
+        if let Some(redis) = self.0.redis.as_ref().filter(|_| hold.session.is_some()) {
+            let booked = Some((month, amount));
+            redis.tell(hold.subjects(of).map(|(subject, _)| Change { booked, ..Change::of(subject) }).collect());
+        }
+    }
+
     /// How long answers are.
     #[must_use]
     pub fn lengths(&self) -> &Lengths {
@@ -242,10 +270,7 @@ impl Limiter {
         let booked: Vec<Amount> = demands.iter().map(|demand| self.booked(demand, month)).collect();
         let (decision, standing) = self.0.memory.admit(&demands, &booked, need, at);
         match decision {
-            Ok(taken) => {
-                let tokens = need.amount.tokens;
-                Ok(Admission { reservation: self.reservation(demands, taken, reserved), standing, tokens })
-            }
+            Ok(taken) => Ok(Admission { reservation: self.reservation(demands, taken, reserved), standing, need }),
             Err(refusal) => Err(refused(&demands, &refusal, standing)),
         }
     }
@@ -267,8 +292,8 @@ impl Limiter {
         let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
         if redis.is_linked() && !self.is_learning(plan.now_ms) {
             let taken = self.0.memory.record(&plan.demands, plan.need.amount, plan.now_ms);
-            let tokens = plan.need.amount.tokens;
-            return Ok(Admission { reservation: self.reservation(plan.demands, taken, reserved), standing, tokens });
+            let need = plan.need;
+            return Ok(Admission { reservation: self.reservation(plan.demands, taken, reserved), standing, need });
         }
         let at = Circumstances { now_ms: plan.now_ms, share: redis.share(), windows_only: true };
         let (demands, need) = (Arc::clone(&plan.demands), plan.need.amount);
@@ -345,20 +370,27 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// Corrects what was reserved to what was consumed, as far as it is known now; that is held against the quotas until
-    /// it is booked.
+    /// Corrects what was reserved to what was consumed, as far as it is known now. That is held against the quotas until
+    /// [`Limiter::release`] is told; `None`: nothing is, because there is no quota.
     #[must_use]
-    pub fn settle(mut self, actual: Amount) -> Unbooked {
-        let Some(taken) = self.open.take() else { return Unbooked::nothing(&self.limiter) };
-        let demands = Arc::clone(&self.demands);
-        let (limiter, reserved) = (self.limiter.clone(), self.reserved);
-        let act = || limiter.0.memory.settle(&demands, taken, actual.tokens, actual, limiter.now_ms());
+    pub fn settle(mut self, actual: Amount) -> Option<Hold> {
+        let taken = self.open.take()?;
+        let (limiter, demands, reserved) = (&self.limiter, &self.demands, self.reserved);
+        let act = || limiter.0.memory.settle(demands, taken, actual.tokens, actual, limiter.now_ms());
         limiter.change(reserved, act, || {
             let each = demands.iter().enumerate();
             each.filter_map(|(index, demand)| Change::settlement(demand, reserved.cell(index), taken.need, actual))
                 .collect()
         });
-        Unbooked { limiter, demands, taken, held: actual, reserved, booked: None }
+        let (mut quotas, mut shared) = (Classes::default(), Classes::default());
+        for (index, demand) in demands.iter().enumerate().filter(|(_, demand)| demand.caps.has_quota()) {
+            quotas.insert(demand.subject.class());
+            if taken.is_shared(index) {
+                shared.insert(demand.subject.class());
+            }
+        }
+        let (session, is_counted) = (reserved.session, reserved.cells.is_some());
+        (!quotas.is_empty()).then_some(Hold { quotas, shared, amount: actual, session, is_counted })
     }
 }
 
@@ -369,44 +401,6 @@ impl Drop for Reservation {
         self.limiter.change(self.reserved, act, || {
             let each = self.demands.iter().enumerate();
             each.map(|(index, demand)| Change::undo(demand, self.reserved.cell(index), taken.need)).collect()
-        });
-    }
-}
-
-/// What a finished request consumed and the database does not have yet. Dropped, it is no longer held.
-#[derive(Debug)]
-pub struct Unbooked {
-    limiter: Limiter,
-    demands: Arc<[Demand]>,
-    taken: Taken,
-    held: Amount,
-    reserved: Reserved,
-    booked: Option<(Month, Amount)>,
-}
-
-impl Unbooked {
-    fn nothing(limiter: &Limiter) -> Self {
-        let (demands, taken, held) = (Arc::from([]), Taken::default(), Amount::default());
-        Self { limiter: limiter.clone(), demands, taken, held, reserved: Reserved::default(), booked: None }
-    }
-
-    /// The database has it now, and the books too.
-    pub fn booked(mut self, month: Month, amount: Amount) {
-        self.booked = Some((month, amount));
-    }
-}
-
-impl Drop for Unbooked {
-    fn drop(&mut self) {
-        if !self.demands.iter().any(|demand| demand.caps.has_quota()) {
-            return;
-        }
-        let act = || self.limiter.0.memory.release(&self.demands, self.taken, self.held);
-        self.limiter.change(self.reserved, act, || {
-            let with_quota = self.demands.iter().filter(|demand| demand.caps.has_quota());
-            with_quota
-                .map(|demand| Change { release: self.held, booked: self.booked, ..Change::of(demand.subject.clone()) })
-                .collect()
         });
     }
 }

@@ -60,8 +60,12 @@ pub struct Metrics {
     pub retries_refused_total: IntCounter,
     /// Usage records that are not in the database yet.
     pub journal_pending_records: IntGauge,
-    /// Usage records that were lost because the database stayed away for too long.
+    /// Bytes of the journal on the disk.
+    pub journal_bytes: IntGauge,
+    /// Usage records that were lost because the journal had no room for them.
     pub journal_lost_records_total: IntCounter,
+    /// Bytes of the journal that were damaged and left out.
+    pub journal_corrupt_bytes_total: IntCounter,
     /// Time to write one batch of usage records to the database, in seconds.
     pub usage_flush_seconds: Histogram,
     /// Ought limits to be shared through Redis, and are not: 1 or 0.
@@ -192,10 +196,11 @@ impl Metrics {
             retries_total: declare.counter("retries_total", "Attempts beyond the first of a request")?,
             journal_pending_records: declare
                 .gauge("journal_pending_records", "Usage records that are not in the database yet")?,
-            journal_lost_records_total: declare.counter(
-                "journal_lost_records_total",
-                "Usage records lost because the database stayed away for too long",
-            )?,
+            journal_bytes: declare.gauge("journal_bytes", "Bytes of the journal on the disk")?,
+            journal_lost_records_total: declare
+                .counter("journal_lost_records_total", "Usage records lost because the journal had no room for them")?,
+            journal_corrupt_bytes_total: declare
+                .counter("journal_corrupt_bytes_total", "Bytes of the journal that were damaged and left out")?,
             usage_flush_seconds: declare.histogram(
                 "usage_flush_seconds",
                 "Time to write one batch of usage records to the database",

@@ -13,6 +13,8 @@
 //! | `response_body_filter` | [`meter`] |
 //! | `fail_to_proxy` | [`failure`] |
 //! | `logging` | [`finish`] |
+//!
+//! [`record`] makes what is written down of a request, for whichever of them ends it.
 
 mod attempt;
 mod body;
@@ -24,6 +26,7 @@ mod judge;
 mod meter;
 mod peer;
 mod pick;
+mod record;
 mod reply;
 mod request;
 mod response;
@@ -101,11 +104,11 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_response_filter(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         upstream_response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        response::classify(&self.shared, upstream_response, ctx)
+        response::classify(&self.shared, &session.req_header().headers, upstream_response, ctx)
     }
 
     async fn response_filter(
@@ -153,7 +156,7 @@ impl ProxyHttp for Gateway {
     }
 
     async fn logging(&self, session: &mut Session, e: Option<&Error>, ctx: &mut RequestCtx) {
-        finish::finish(&self.shared, session, ctx, e).await;
+        finish::finish(&self.shared, session, ctx, e);
     }
 
     /// Failures are told once, in the access log, with the outcome of the whole request.

@@ -28,13 +28,15 @@ use crate::{
     drain::{Drain, Stop},
     jobs::{
         self,
+        journal_keeper::JournalKeeper,
         limits::Limits,
         models::Models,
         probe::Probes,
         refresh::{Fixed, Refresh},
-        usage_writer::UsageWriter,
+        token_counter::TokenCounter,
+        usage_writer::{Calm, Hurried, UsageWriter},
     },
-    journal::Journal,
+    journal::{self, Journal},
     limiter::{self, Limiter, gate::Gate},
     listen::{DataPlane, bind},
     metrics::Metrics,
@@ -46,7 +48,7 @@ use crate::{
     tls,
 };
 
-/// How long the last usage may take to reach the database.
+/// How long the last usage may take to reach the database. What does not stays in the journal.
 const LAST_FLUSH: Duration = Duration::from_secs(10);
 
 /// A server that is ready to run.
@@ -91,21 +93,23 @@ impl Assembly {
         server.add_service(background_service("probes", Probes::new(Arc::clone(&shared))));
         server.add_service(background_service("notices", jobs::notices::Notices::new(Arc::clone(&shared))));
         server.add_service(background_service("models", Models::new(Arc::clone(&shared))));
-        let writer = background_service("usage writer", writer);
-        let kept = writer.task();
-        server.add_service(writer);
+        server.add_service(background_service("journal", JournalKeeper::new(Arc::clone(&shared))));
+        server.add_service(background_service("token counter", TokenCounter::new(Arc::clone(&shared))));
+        let writer = Arc::new(writer);
+        server.add_service(background_service("usage writer", Calm(Arc::clone(&writer))));
+        server.add_service(background_service("hurried usage writer", Hurried(Arc::clone(&writer))));
         if let Some(address) = config.server.admin_listen {
             let listener = bind("admin_listen", &address.to_string())?;
             addresses.admin = Some(listener.local_addr()?);
             server.add_service(background_service("admin", Admin::new(Arc::clone(&shared), listener)));
         }
-        Ok(Self { server, shared, writer: kept, listeners, grace: config.server.grace_period, addresses })
+        Ok(Self { server, shared, writer, listeners, grace: config.server.grace_period, addresses })
     }
 
     /// Serves until `stop`, finishes what is under way, and writes the last usage.
     ///
     /// # Errors
-    /// If the last usage could not be written.
+    /// If the system has no means for the runtime in which that is written.
     pub fn run(self, stop: Box<dyn Stop>) -> anyhow::Result<()> {
         tracing::info!(
             plain = ?self.addresses.plain,
@@ -119,7 +123,9 @@ impl Assembly {
         let drain = Drain { stop, listeners: self.listeners, requests, grace: self.grace };
         self.server.run(RunArgs { shutdown_signal: Box::new(drain) });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(self.writer.drain(LAST_FLUSH))
+        runtime.block_on(self.writer.drain(LAST_FLUSH));
+        self.shared.journal.close();
+        Ok(())
     }
 }
 
@@ -128,27 +134,19 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     let store = Store::open(url).await?;
     store.migrate().await.context("[store] url: the database cannot be used")?;
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
-    let journal = Journal::new(config.usage.batch);
     let empty = View {
         snapshot: Snapshot::new(0, Vec::new(), config.models.clone(), config.pool.strategy),
         peers: Peers::new(Vec::new()),
     };
     let metrics = Metrics::try_new()?;
+    let limiter = limiter(config, &metrics)?;
+    let journal = journal(config, &metrics, &limiter)?;
     let shared = Arc::new(Shared {
         view: ArcSwap::from_pointee(empty),
         keys: KeyDirectory::default(),
         journal,
         gate: Gate::new(config.limits.gate.requests_per_second, config.limits.gate.failed_keys_per_minute),
-        limiter: Limiter::try_new(limiter::Options {
-            policy: config.limits.policy.clone(),
-            assumed_output_tokens: config.limits.assumed_output_tokens,
-            redis: config.limiter.redis.clone().map(|nodes| limiter::redis::Options {
-                nodes,
-                patience: config.limiter.redis_timeout,
-                degraded: metrics.limiter_degraded.clone(),
-            }),
-            refuses_without_redis: config.limiter.on_redis_down == OnRedisDown::Deny,
-        })?,
+        limiter,
         metrics,
         settings: Settings {
             max_body_bytes: config.server.max_body_bytes,
@@ -174,11 +172,38 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     };
     let refresh = Refresh::new(Arc::clone(&shared), url.to_owned(), fixed);
     refresh.step(&store).await?;
-    let writer = UsageWriter::new(Arc::clone(&shared), url.to_owned(), config.usage.flush_interval);
+    let writer = UsageWriter::new(Arc::clone(&shared), url.to_owned(), config.usage.flush_interval, config.usage.batch);
     let limits = Limits::new(Arc::clone(&shared), url.to_owned());
     limits.load(&store).await?;
     store.close().await;
     Ok((shared, refresh, writer, limits))
+}
+
+fn limiter(config: &Config, metrics: &Metrics) -> anyhow::Result<Limiter> {
+    Limiter::try_new(limiter::Options {
+        policy: config.limits.policy.clone(),
+        assumed_output_tokens: config.limits.assumed_output_tokens,
+        redis: config.limiter.redis.clone().map(|nodes| limiter::redis::Options {
+            nodes,
+            patience: config.limiter.redis_timeout,
+            degraded: metrics.limiter_degraded.clone(),
+        }),
+        refuses_without_redis: config.limiter.on_redis_down == OnRedisDown::Deny,
+    })
+}
+
+fn journal(config: &Config, metrics: &Metrics, limiter: &Limiter) -> anyhow::Result<Journal> {
+    let usage = &config.usage;
+    Journal::open(journal::Options {
+        directory: usage.journal.clone(),
+        max_bytes: usage.journal_max_bytes,
+        on_full: usage.on_journal_full,
+        fsync: usage.fsync,
+        batch: usage.batch,
+        limiter: limiter.clone(),
+        lost: metrics.journal_lost_records_total.clone(),
+        damaged: metrics.journal_corrupt_bytes_total.clone(),
+    })
 }
 
 /// The upstreams of the config file, with their credentials decrypted.

@@ -6,7 +6,7 @@
 use std::{
     fs::File,
     io::Read,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -138,6 +138,19 @@ pub(super) fn check_can_be_made(path: &Path) -> Result<(), String> {
             Err(format!("{} is a file, so nothing can be stored below it", parent.display()))
         }
         _ => Ok(()),
+    }
+}
+
+/// Can a directory be made at `path`, if it is not one already? Only what is in the way is an error.
+///
+/// # Errors
+/// A sentence that names what is in the way.
+pub(super) fn check_directory(path: &Path) -> Result<PathBuf, String> {
+    match path.ancestors().find(|ancestor| ancestor.exists()) {
+        Some(existing) if !existing.is_dir() => {
+            Err(format!("{} is a file, so it cannot be a directory: name another one", existing.display()))
+        }
+        _ => Ok(path.to_owned()),
     }
 }
 

@@ -12,7 +12,10 @@ use std::{
 use tollgate_core::{secret::Secret, upstream::Handling};
 use tracing_subscriber::EnvFilter;
 
-use crate::telemetry::LogFormat;
+use crate::{
+    journal::{Fsync, MIN_CAP, OnFull},
+    telemetry::LogFormat,
+};
 
 use super::{
     Config, FERNET_KEYS_VARIABLE, Log, Secrets, Store, StoreKind, Usage,
@@ -93,9 +96,33 @@ fn parse_store_url(text: &str) -> Result<Store, String> {
 }
 
 fn usage(table: &mut Table<'_>) -> Usage {
+    let journal = table.text("journal", |text| {
+        if text.is_empty() { Err("names no directory".to_owned()) } else { files::check_directory(Path::new(text)) }
+    });
+    let on_full = table.text("on_journal_full", |text| match text {
+        "refuse" => Ok(OnFull::Refuse),
+        "drop_oldest" => Ok(OnFull::DropOldest),
+        _ => Err(format!("{text:?} is not a choice: use \"refuse\" or \"drop_oldest\"")),
+    });
     Usage {
+        journal: journal.unwrap_or_else(|| PathBuf::from("data/journal")),
+        journal_max_bytes: size(table, "journal_max", 1 << 30, MIN_CAP..=1 << 40),
+        on_journal_full: on_full.unwrap_or(OnFull::Refuse),
+        fsync: table.text("fsync", parse_fsync).unwrap_or(Fsync::Every(Duration::from_secs(1))),
         flush_interval: duration(table, "flush_interval", Duration::from_secs(1), MILLISECOND..=HOUR),
         batch: table.whole("batch", 1..=10_000).unwrap_or(1000),
+    }
+}
+
+fn parse_fsync(text: &str) -> Result<Fsync, String> {
+    match text {
+        "never" => Ok(Fsync::Never),
+        "always" => Ok(Fsync::Always),
+        _ => match parse_duration(text) {
+            Ok(period) if (MILLISECOND..=HOUR).contains(&period) => Ok(Fsync::Every(period)),
+            Ok(period) => Err(format!("{} is not between 1ms and 1h", show_duration(period))),
+            Err(_) => Err(format!("{text:?} is not a choice: use \"never\", \"always\", or a duration such as \"1s\"")),
+        },
     }
 }
 

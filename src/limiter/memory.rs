@@ -48,6 +48,14 @@ pub struct Taken {
     shared: u32,
 }
 
+impl Taken {
+    /// Had the demand at `index` no room of its own?
+    #[must_use]
+    pub fn is_shared(&self, index: usize) -> bool {
+        self.shared & (1 << index) != 0
+    }
+}
+
 impl Default for Memory {
     fn default() -> Self {
         Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
@@ -101,11 +109,9 @@ impl Memory {
         }
     }
 
-    /// Lets go of what was held of quotas after the settlement.
-    pub fn release(&self, demands: &[Demand], taken: Taken, held: Amount) {
-        for (index, demand) in demands.iter().enumerate().filter(|(_, demand)| demand.caps.has_quota()) {
-            self.change(demand, taken, index, |state| state.release(held));
-        }
+    /// Lets go of what was held of the quota of `subject` after the settlement. `is_shared`: it had no room of its own.
+    pub fn release(&self, subject: &Subject, is_shared: bool, held: Amount) {
+        self.change_at(subject, is_shared, |state| state.release(held));
     }
 
     /// Replaces the copy of a subject's shared windows, if the subject is known.
@@ -158,13 +164,13 @@ impl Memory {
     }
 
     fn change(&self, demand: &Demand, taken: Taken, index: usize, act: impl FnOnce(&mut State)) {
-        let mut shard = self.shard(&demand.subject);
+        self.change_at(&demand.subject, taken.is_shared(index), act);
+    }
+
+    fn change_at(&self, subject: &Subject, is_shared: bool, act: impl FnOnce(&mut State)) {
+        let mut shard = self.shard(subject);
         // What is held keeps its state from being swept.
-        let state = if taken.shared & (1 << index) == 0 {
-            shard.get_mut(&demand.subject)
-        } else {
-            shard.get_mut(&Subject::Others(demand.subject.class()))
-        };
+        let state = if is_shared { shard.get_mut(&Subject::Others(subject.class())) } else { shard.get_mut(subject) };
         if let Some(state) = state {
             act(state);
         }

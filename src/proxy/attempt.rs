@@ -17,10 +17,9 @@ use tollgate_core::{
     denial::Denial,
     health,
     upstream::Upstream,
-    usage::Attempt,
 };
 
-use super::ctx::{RequestCtx, millis};
+use super::ctx::RequestCtx;
 use crate::{peers::Peer, shared::Shared};
 
 /// Error type of an answer that the client must not see: another upstream gets its turn, or the client another answer. Its
@@ -93,14 +92,8 @@ impl RequestCtx {
         if let Some(handle) = &self.downstream {
             handle.relax();
         }
-        if let Some(current) = self.attempt.take() {
-            self.attempts.push(Attempt {
-                upstream: current.upstream.name.clone(),
-                status: current.status,
-                duration_ms: millis(current.answered_after.unwrap_or_else(|| current.began.elapsed())),
-                error: error.map(str::to_owned),
-            });
-        }
+        self.attempts.extend(self.attempt_so_far(error));
+        self.attempt = None;
     }
 
     /// Keeps an answer for the client, unless there is a more useful one already.

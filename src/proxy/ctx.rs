@@ -1,6 +1,6 @@
 //! What one request carries from phase to phase.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
@@ -8,7 +8,7 @@ use pingora_core::upstreams::peer::HttpPeer;
 use tollgate_core::{
     denial::Denial,
     key::KeyEntry,
-    limit::{Amount, estimate::prompt_tokens, standing::Standing},
+    limit::{Amount, estimate::prompt_tokens, hold::Hold, standing::Standing},
     openai::{
         request::RequestHead,
         response::{AnswerFacts, JsonMeter},
@@ -25,8 +25,8 @@ use super::{
     downstream::Handle,
 };
 use crate::{
-    journal::{Journal, Output},
-    limiter::{Reservation, Unbooked},
+    journal::{Journal, Open, Output},
+    limiter::Reservation,
     shared::{Held, View},
 };
 
@@ -37,8 +37,10 @@ pub struct RequestCtx {
     pub held: Held,
     /// Where it goes when it is over.
     pub journal: Journal,
-    /// Has it gone there?
-    pub settled: bool,
+    /// Set once it was written down that it was admitted.
+    pub open: Option<Open>,
+    /// How it ended; set once it has gone to the journal.
+    pub ending: Option<Ending>,
     /// The gateway's own id: the key of the books, so never the client's choice.
     pub request_id: Uuid,
     /// When the request arrived.
@@ -75,8 +77,8 @@ pub struct RequestCtx {
     pub upstream_model: Option<String>,
     /// What it reserved; let go when its answer is over.
     pub reservation: Option<Reservation>,
-    /// What it consumed, until that is booked.
-    pub unbooked: Option<Unbooked>,
+    /// What it holds of quotas until it is booked.
+    pub hold: Option<Hold>,
     /// What is left of the limits that bind it.
     pub standing: Standing,
     /// How the answer is read.
@@ -112,14 +114,38 @@ pub struct Ask {
     pub tokens: u64,
 }
 
-impl Produced {
-    /// What the answer consumed: as the upstream counted, else by the size of the texts, until they are counted.
-    fn consumed(&self, ask: &Ask) -> Usage {
-        self.usage.unwrap_or_else(|| Usage {
-            prompt_tokens: prompt_tokens(&ask.body),
-            completion_tokens: if ask.dialect.has_output() { self.output.rough_tokens() } else { 0 },
+/// How a request ended.
+#[derive(Clone, Debug)]
+pub struct Ending {
+    /// `ok`, or the error code.
+    pub code: Cow<'static, str>,
+    /// Status that the client got; 0: none.
+    pub status: u16,
+    /// Did the answer end early?
+    pub interrupted: bool,
+    /// Did the model work for it, as far as can be told?
+    pub consumed: bool,
+}
+
+impl Ending {
+    /// An upstream's answer came to its end.
+    #[must_use]
+    pub fn of_answer(status: u16) -> Self {
+        let is_good = (200..300).contains(&status);
+        let code = if is_good { "ok".into() } else { format!("http_{status}").into() };
+        Self { code, status, interrupted: false, consumed: is_good }
+    }
+}
+
+impl Ask {
+    /// What an answer consumed of which nobody told, by the size of the texts, until they are counted.
+    #[must_use]
+    pub fn rough_usage(&self, output: &Output) -> Usage {
+        Usage {
+            prompt_tokens: prompt_tokens(&self.body),
+            completion_tokens: if self.dialect.has_output() { output.rough_tokens() } else { 0 },
             ..Usage::default()
-        })
+        }
     }
 }
 
@@ -184,7 +210,8 @@ impl RequestCtx {
         Self {
             held,
             journal,
-            settled: false,
+            open: None,
+            ending: None,
             request_id: Uuid::now_v7(),
             arrived: Instant::now(),
             arrived_at: Utc::now(),
@@ -203,7 +230,7 @@ impl RequestCtx {
             downstream: None,
             upstream_model: None,
             reservation: None,
-            unbooked: None,
+            hold: None,
             standing: Standing::default(),
             meter: Meter::None,
             produced: None,
@@ -232,11 +259,32 @@ impl RequestCtx {
     pub fn settle(&mut self, answered: bool) {
         let produced = Produced::from(std::mem::take(&mut self.meter));
         if let (Some(reservation), Some(ask)) = (self.reservation.take(), &self.ask) {
-            let usage = if answered { produced.consumed(ask) } else { Usage::default() };
+            let usage = match produced.usage {
+                _ if !answered => Usage::default(),
+                Some(usage) => usage,
+                None => ask.rough_usage(&produced.output),
+            };
             let cost = ask.target.price.cost_nano_usd(&usage);
-            self.unbooked = Some(reservation.settle(Amount { tokens: usage.total_tokens(), nano_usd: cost }));
+            self.hold = reservation.settle(Amount { tokens: usage.total_tokens(), nano_usd: cost });
         }
         self.produced = Some(produced);
+    }
+
+    /// The attempt under way, as it stands on the record if it ends now.
+    #[must_use]
+    pub fn attempt_so_far(&self, error: Option<&str>) -> Option<Attempt> {
+        self.attempt.as_ref().map(|current| Attempt {
+            upstream: current.upstream.name.clone(),
+            status: current.status,
+            duration_ms: millis(current.answered_after.unwrap_or_else(|| current.began.elapsed())),
+            error: error.map(str::to_owned),
+        })
+    }
+
+    /// What the gateway took before it asked the upstream, without waiting for the client.
+    #[must_use]
+    pub fn overhead(&self) -> Option<std::time::Duration> {
+        Some(self.forwarded?.duration_since(self.arrived).saturating_sub(self.waited_for_client))
     }
 }
 

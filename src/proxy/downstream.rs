@@ -150,6 +150,11 @@ impl Handle {
         self.0.touch();
     }
 
+    /// All that matters was seen: the end may not be waited for longer than `rest`.
+    pub fn expect_end(&self, rest: Duration) {
+        set_deadlines(&self.0, None, Some(rest));
+    }
+
     /// The answer of this attempt is no longer waited for.
     pub fn relax(&self) {
         self.0.chunk_ms.store(NEVER, Relaxed);

@@ -116,8 +116,11 @@ pub async fn answer(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
     }
     if reply::answered(session).is_some() {
         // The error is written into a stream before its connection is cut: a clean end would pass for a whole answer.
-        ctx.denial = Some(denial_of(error));
-        break_off(session, ctx).await;
+        if ctx.ending.is_none() {
+            ctx.denial = Some(denial_of(error));
+            break_off(session, ctx).await;
+        }
+        session.shutdown().await;
         return nothing_more;
     }
     // Pingora ends the connection after a failed attempt, which the client must know; and what follows a body that is not
@@ -160,5 +163,4 @@ async fn break_off(session: &mut Session, ctx: &mut RequestCtx) {
             tracing::debug!(request_id = %ctx.request_id, error = %gone, "the client is gone");
         }
     }
-    session.shutdown().await;
 }

@@ -5,7 +5,7 @@
 //! seen could be cut in two, and because only its body tells what it means; it is short by nature, and what exceeds
 //! [`ERROR_CAP`] is cut off.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use pingora_core::{Error, ErrorSource, ErrorType, Result};
@@ -21,6 +21,8 @@ use crate::shared::Shared;
 
 /// Longest error body that is passed on.
 const ERROR_CAP: usize = 64 * 1024;
+/// How long a body may go on after the end mark of its stream.
+const AFTER_END_MARK: Duration = Duration::from_secs(1);
 
 /// Meters one piece of the body, and changes it where the client must see something else.
 ///
@@ -35,6 +37,8 @@ pub fn filter(
     ctx: &mut RequestCtx,
 ) -> Result<()> {
     note_piece(shared, session, body.as_ref(), is_end, ctx);
+    // Who reads a stream is done with it at its end mark, and need not wait for the end of the body.
+    let mut is_over = is_end;
     match &mut ctx.meter {
         Meter::None => {}
         Meter::Json(meter) => {
@@ -45,7 +49,8 @@ pub fn filter(
         Meter::Stream(meter) => {
             let had_error = meter.saw_error();
             let now = body.take().map(|chunk| meter.feed(chunk)).unwrap_or_default();
-            let rest = if is_end { meter.finish() } else { Bytes::new() };
+            is_over |= meter.saw_end();
+            let rest = if is_over { meter.finish() } else { Bytes::new() };
             *body = join(now, rest);
             if meter.saw_error() && !had_error {
                 *body = body.take().map(|piece| scrub(&piece).into_owned().into());
@@ -62,12 +67,19 @@ pub fn filter(
             hold(held, body.take());
             if is_end || held.len() == ERROR_CAP {
                 let error = give_up(shared, ctx);
-                return if is_end && !error.retry() { replace(shared, ctx) } else { Err(error) };
+                return if is_end && !error.retry() {
+                    replace(shared, &session.req_header().headers, ctx)
+                } else {
+                    Err(error)
+                };
             }
         }
     }
-    if is_end {
-        end(shared, ctx);
+    if is_over {
+        end(shared, &session.req_header().headers, ctx);
+        if let (false, Some(handle)) = (is_end, &ctx.downstream) {
+            handle.expect_end(AFTER_END_MARK);
+        }
     }
     Ok(())
 }

@@ -13,7 +13,9 @@ use pingora_core::Result;
 use pingora_proxy::Session;
 use tollgate_core::{
     denial::Denial,
+    journal::entry::Begin,
     key::{IpNet, KeyEntry, KeyHash, looks_like_key},
+    limit::state::Need,
     openai::request::parse,
     route::{Action, Dialect},
 };
@@ -28,6 +30,9 @@ use crate::{
     limiter::{self, Admission, Refused},
     shared::{KeyDirectory, Shared},
 };
+
+/// Longest name of a model, in bytes. Nobody's are a tenth of it; what is booked must be able to hold it whole.
+const MAX_MODEL: usize = 256;
 
 /// Notes who is speaking, and settles how the connection is treated.
 pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) {
@@ -69,8 +74,13 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
     ctx.view = Some(Arc::clone(&view));
     match route.action {
         Action::Forward(dialect) => {
+            if !shared.journal.is_taking() {
+                return Err(Failure::Denied(Denial::JournalFull));
+            }
             let mut ask = ask(shared, session, ctx, dialect).await?;
-            ask.tokens = admit(shared, ctx, &key, &ask).await.map_err(Failure::Denied)?;
+            let need = admit(shared, ctx, &key, &ask).await.map_err(Failure::Denied)?;
+            begin_record(shared, ctx, &key, &ask, need).map_err(Failure::Denied)?;
+            ask.tokens = need.amount.tokens;
             ctx.ask = Some(ask);
             shared.retry_budget.deposit(shared.now_ms());
             // Here and not in Pingora's own phase: that one's connection ends if there is no upstream.
@@ -112,15 +122,15 @@ async fn ask(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, diale
     let (Some(view), Some(key)) = (&ctx.view, &ctx.key) else {
         return Err(Failure::Denied(Denial::Internal));
     };
-    let target = view
-        .snapshot
-        .resolve(&head.model, key)
+    let target = Some(&*head.model)
+        .filter(|model| model.len() <= MAX_MODEL)
+        .and_then(|model| view.snapshot.resolve(model, key))
         .ok_or_else(|| Failure::Denied(Denial::ModelNotFound { model: head.model.clone() }))?;
     Ok(Ask { dialect, body, head, target, tokens: 0 })
 }
 
-/// Reserves what the request may consume, at everything that limits it; returns how many tokens that is.
-async fn admit(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask) -> Result<u64, Denial> {
+/// Reserves what the request may consume, at everything that limits it.
+async fn admit(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask) -> Result<Need, Denial> {
     let request = limiter::Request {
         key,
         ip: ctx.ip,
@@ -132,15 +142,38 @@ async fn admit(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask)
         at: ctx.arrived_at,
     };
     match shared.limiter.admit(request).await {
-        Ok(Admission { reservation, standing, tokens }) => {
+        Ok(Admission { reservation, standing, need }) => {
             (ctx.reservation, ctx.standing) = (Some(reservation), standing);
-            Ok(tokens)
+            Ok(need)
         }
         Err(Refused { denial, standing }) => {
             ctx.standing = standing;
             Err(denial)
         }
     }
+}
+
+/// Writes down that the request was admitted, with what it may consume.
+fn begin_record(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask, need: Need) -> Result<(), Denial> {
+    ctx.open = shared.journal.begin(&Begin {
+        request_id: ctx.request_id,
+        started_at: ctx.arrived_at,
+        user_id: key.user.id,
+        key_id: key.id,
+        ip: ctx.ip,
+        route: ctx.route.map_or("", |route| route.name),
+        model: &ask.target.model,
+        stream: ask.head.stream,
+        prompt_tokens: need.prompt_tokens,
+        output_tokens: need.amount.tokens.saturating_sub(need.prompt_tokens),
+        cost_nano_usd: need.amount.nano_usd,
+    });
+    if ctx.open.is_none() {
+        // It was never sent.
+        ctx.reservation = None;
+        return Err(Denial::JournalFull);
+    }
+    Ok(())
 }
 
 fn model_object(name: &str) -> serde_json::Value {

@@ -12,6 +12,9 @@ pub enum StoreError {
         "the database of [store] url cannot be reached: {0}; check that it runs, and the address, name and password"
     )]
     Unavailable(#[source] sqlx::Error),
+    /// The database does not answer.
+    #[error("the database of [store] url does not answer in time")]
+    TooSlow,
     /// The database is there, its tables are not.
     #[error("the database of [store] url has no tables yet, or old ones: run `tollgate init`")]
     NotInitialised(#[source] sqlx::Error),

@@ -10,10 +10,7 @@
 use std::{borrow::Cow, collections::BTreeMap, net::IpAddr};
 
 use chrono::{DateTime, Datelike, NaiveDate, SubsecRound, Utc};
-use tollgate_core::{
-    limit::network_of,
-    usage::{Attempt, UsageRecord},
-};
+use tollgate_core::{limit::network_of, usage::UsageRecord};
 use uuid::Uuid;
 
 use super::{
@@ -62,6 +59,11 @@ macro_rules! add_sums {
 }
 pub(super) use {add_sums, log_columns};
 
+/// Those of `rows` that are new.
+pub(super) fn only<'a, 'r>(rows: &'a [LogRow<'r>], is_new: &[bool]) -> Vec<&'a LogRow<'r>> {
+    rows.iter().zip(is_new).filter_map(|(row, is_new)| is_new.then_some(row)).collect()
+}
+
 /// A row of `request_log`, in the types of its columns.
 pub(super) struct LogRow<'r> {
     pub(super) request_id: Uuid,
@@ -70,11 +72,11 @@ pub(super) struct LogRow<'r> {
     pub(super) key_id: i64,
     pub(super) ip: Option<String>,
     pub(super) network: Option<IpAddr>,
-    pub(super) route: &'static str,
+    pub(super) route: Cow<'r, str>,
     pub(super) model: Cow<'r, str>,
     pub(super) upstream_model: Option<Cow<'r, str>>,
     pub(super) upstream: Option<Cow<'r, str>>,
-    pub(super) attempts: String,
+    pub(super) attempts: Cow<'r, str>,
     pub(super) status: i32,
     pub(super) stream: bool,
     pub(super) code: Option<Cow<'r, str>>,
@@ -96,8 +98,8 @@ pub(super) struct LogRow<'r> {
     pub(super) provider_request_id: Option<Cow<'r, str>>,
 }
 
-impl<'r> From<&'r UsageRecord> for LogRow<'r> {
-    fn from(record: &'r UsageRecord) -> Self {
+impl<'r> From<&'r UsageRecord<'_>> for LogRow<'r> {
+    fn from(record: &'r UsageRecord<'_>) -> Self {
         let usage = &record.usage;
         Self {
             request_id: record.request_id,
@@ -106,11 +108,11 @@ impl<'r> From<&'r UsageRecord> for LogRow<'r> {
             key_id: record.key_id.0,
             ip: record.ip.map(|ip| ip.to_canonical().to_string()),
             network: record.ip.map(network_of),
-            route: record.route,
+            route: storable(&record.route),
             model: storable(&record.model),
             upstream_model: record.upstream_model.as_deref().map(storable),
             upstream: record.upstream.as_deref().map(storable),
-            attempts: attempts_json(&record.attempts),
+            attempts: storable_json(&record.attempts),
             status: i32::from(record.status),
             stream: record.stream,
             code: record.code.as_deref().map(storable),
@@ -134,10 +136,10 @@ impl<'r> From<&'r UsageRecord> for LogRow<'r> {
     }
 }
 
-/// The attempts as JSON. A NUL is written as \u0000 there, which jsonb refuses as well.
-fn attempts_json(attempts: &[Attempt]) -> String {
-    let json = serde_json::to_string(attempts).unwrap_or_else(|_| "[]".to_owned());
-    if json.contains("\\u0000") { json.replace("\\u0000", "\\ufffd") } else { json }
+/// A NUL is written as \u0000 in JSON, which jsonb refuses as well.
+fn storable_json(json: &str) -> Cow<'_, str> {
+    const NUL: &str = "\\u0000";
+    if json.contains(NUL) { json.replace(NUL, "\\ufffd").into() } else { json.into() }
 }
 
 fn storable(text: &str) -> Cow<'_, str> {
@@ -218,11 +220,14 @@ fn first_day(date: NaiveDate) -> NaiveDate {
 }
 
 impl Store {
-    /// Writes a batch to `request_log` and the sums; gives how many of the records were new.
+    /// Writes a batch to `request_log` and the sums; tells of each record whether it was new.
     ///
     /// # Errors
-    /// The database's. Then nothing of the batch is written.
-    pub async fn write_usage(&self, records: &[UsageRecord]) -> Result<u64, StoreError> {
+    /// The database's. Then nothing of the batch is written, or it is not known whether it was.
+    pub async fn write_usage(&self, records: &[UsageRecord<'_>]) -> Result<Vec<bool>, StoreError> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
         let rows: Vec<LogRow<'_>> = records.iter().map(LogRow::from).collect();
         match &self.pool {
             Pool::Sqlite(pool) => usage_sqlite::write(pool, &rows, self.sums_addresses).await,

@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use super::{
     StoreError,
-    usage::{AddressSums, LogRow, Sum, SumKey, Sums, add_sums, log_columns, sum_up, sum_up_addresses},
+    usage::{AddressSums, LogRow, Sum, SumKey, Sums, add_sums, log_columns, only, sum_up, sum_up_addresses},
 };
 
 /// Binds one array per column of `$rows`.
@@ -17,11 +17,12 @@ macro_rules! bind_columns {
     };
 }
 
-pub(super) async fn write(pool: &PgPool, rows: &[LogRow<'_>], sums_addresses: bool) -> Result<u64, StoreError> {
+pub(super) async fn write(pool: &PgPool, rows: &[LogRow<'_>], sums_addresses: bool) -> Result<Vec<bool>, StoreError> {
     let mut tx = pool.begin().await?;
     let mut ids = insert(&mut tx, rows).await?;
     // Taking the ids out counts a record that is twice in the batch once.
-    let new: Vec<&LogRow<'_>> = rows.iter().filter(|row| ids.remove(&row.request_id)).collect();
+    let is_new: Vec<bool> = rows.iter().map(|row| ids.remove(&row.request_id)).collect();
+    let new = only(rows, &is_new);
     let (daily, monthly) = sum_up(new.iter().copied());
     add(&mut tx, &daily, add_sums!("usage_daily", "day", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
     add(&mut tx, &monthly, add_sums!("usage_monthly", "month", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
@@ -29,7 +30,7 @@ pub(super) async fn write(pool: &PgPool, rows: &[LogRow<'_>], sums_addresses: bo
         add_addresses(&mut tx, &sum_up_addresses(new.iter().copied())).await?;
     }
     tx.commit().await?;
-    Ok(new.len() as u64)
+    Ok(is_new)
 }
 
 /// The ids of the rows that were not there yet.
@@ -53,11 +54,11 @@ async fn insert(tx: &mut Transaction<'_, Postgres>, rows: &[LogRow<'_>]) -> Resu
         row.user_id,
         row.key_id,
         row.ip.as_deref(),
-        row.route,
+        &*row.route,
         &*row.model,
         row.upstream_model.as_deref(),
         row.upstream.as_deref(),
-        row.attempts.as_str(),
+        &*row.attempts,
         row.status,
         row.stream,
         row.code.as_deref(),

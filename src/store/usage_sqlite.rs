@@ -3,16 +3,18 @@
 //! A call into SQLite is cheap, but the driver hands every statement to a thread and waits for it, which costs more than the
 //! row. So rows go in groups of [`GROUPS`], each size one prepared statement.
 //!
-//! The number of rows that a group added tells whether all were new. Only if not (a batch that is written again) is the
-//! transaction started over, row by row, to learn which ones were.
+//! The number of rows that were added tells whether all were new. Only if not (a batch that is written again) is the
+//! transaction started over, with a look at which ids are there already: nobody else can write between the look and the
+//! insert.
 
-use std::sync::LazyLock;
+use std::{collections::HashSet, sync::LazyLock};
 
 use sqlx::{Sqlite, SqlitePool, Transaction, query::Query, sqlite::SqliteArguments};
+use uuid::{Uuid, fmt::Hyphenated};
 
 use super::{
     StoreError,
-    usage::{AddressSums, LogRow, Sums, add_sums, log_columns, sum_up, sum_up_addresses},
+    usage::{AddressSums, LogRow, Sums, add_sums, log_columns, only, sum_up, sum_up_addresses},
 };
 
 /// Columns of a row.
@@ -30,25 +32,40 @@ fn insert_statement(rows: usize) -> String {
     format!(concat!("INSERT OR IGNORE INTO request_log (", log_columns!(), ") VALUES {}"), rows)
 }
 
-pub(super) async fn write(pool: &SqlitePool, rows: &[LogRow<'_>], sums_addresses: bool) -> Result<u64, StoreError> {
+pub(super) async fn write(
+    pool: &SqlitePool,
+    rows: &[LogRow<'_>],
+    sums_addresses: bool,
+) -> Result<Vec<bool>, StoreError> {
     let all: Vec<&LogRow<'_>> = rows.iter().collect();
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
-    if insert(&mut tx, rows).await? == rows.len() as u64 {
-        return settle(tx, &all, sums_addresses).await;
+    if insert(&mut tx, &all).await? == rows.len() as u64 {
+        settle(tx, &all, sums_addresses).await?;
+        return Ok(vec![true; rows.len()]);
     }
     tx.rollback().await?;
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
-    let mut new = Vec::with_capacity(rows.len());
-    for row in all {
-        if insert(&mut tx, std::slice::from_ref(row)).await? == 1 {
-            new.push(row);
-        }
-    }
-    settle(tx, &new, sums_addresses).await
+    let mut known = known(&mut tx, rows).await?;
+    let is_new: Vec<bool> = rows.iter().map(|row| known.insert(row.request_id)).collect();
+    let new = only(rows, &is_new);
+    insert(&mut tx, &new).await?;
+    settle(tx, &new, sums_addresses).await?;
+    Ok(is_new)
+}
+
+/// The ids of `rows` that are there.
+async fn known(tx: &mut Transaction<'_, Sqlite>, rows: &[LogRow<'_>]) -> Result<HashSet<Uuid>, StoreError> {
+    let ids: Vec<String> = rows.iter().map(|row| row.request_id.hyphenated().to_string()).collect();
+    let known: Vec<Hyphenated> =
+        sqlx::query_scalar("SELECT request_id FROM request_log WHERE request_id IN (SELECT value FROM json_each($1))")
+            .bind(serde_json::to_string(&ids).unwrap_or_default())
+            .fetch_all(&mut **tx)
+            .await?;
+    Ok(known.into_iter().map(Uuid::from).collect())
 }
 
 /// Adds the new rows to the sums and commits.
-async fn settle(mut tx: Transaction<'_, Sqlite>, new: &[&LogRow<'_>], sums_addresses: bool) -> Result<u64, StoreError> {
+async fn settle(mut tx: Transaction<'_, Sqlite>, new: &[&LogRow<'_>], sums_addresses: bool) -> Result<(), StoreError> {
     let (daily, monthly) = sum_up(new.iter().copied());
     add(&mut tx, &daily, add_sums!("usage_daily", "day", "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"))
         .await?;
@@ -62,15 +79,15 @@ async fn settle(mut tx: Transaction<'_, Sqlite>, new: &[&LogRow<'_>], sums_addre
         add_addresses(&mut tx, &sum_up_addresses(new.iter().copied())).await?;
     }
     tx.commit().await?;
-    Ok(new.len() as u64)
+    Ok(())
 }
 
 /// Adds `rows`; gives how many were not there yet.
-async fn insert(tx: &mut Transaction<'_, Sqlite>, mut rows: &[LogRow<'_>]) -> Result<u64, StoreError> {
+async fn insert(tx: &mut Transaction<'_, Sqlite>, mut rows: &[&LogRow<'_>]) -> Result<u64, StoreError> {
     let mut added = 0;
     for (size, statement) in GROUPS.into_iter().zip(INSERTS.iter()) {
         while let Some((group, rest)) = rows.split_at_checked(size) {
-            let query = group.iter().fold(sqlx::query(statement.as_str()), bind);
+            let query = group.iter().fold(sqlx::query(statement.as_str()), |query, row| bind(query, row));
             added += query.execute(&mut **tx).await?.rows_affected();
             rows = rest;
             if rows.is_empty() {
@@ -88,7 +105,7 @@ fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, row: &'q LogRow<'_>) -> Q
         .bind(row.user_id)
         .bind(row.key_id)
         .bind(row.ip.as_deref())
-        .bind(row.route)
+        .bind(&*row.route)
         .bind(&*row.model)
         .bind(row.upstream_model.as_deref())
         .bind(row.upstream.as_deref())

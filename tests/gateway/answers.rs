@@ -136,6 +136,7 @@ async fn a_probe_that_hangs_is_waited_for_no_longer_than_the_settings_say() {
         _ = probe => panic!("the probe hangs"),
         other = other => assert_eq!(code(&other), (503, "upstream_unavailable".into())),
     }
+    assert_eq!(gateway.rows(3).await.iter().filter(|row| row.interrupted).count(), 1, "the probe's client is gone");
 }
 
 #[tokio::test]

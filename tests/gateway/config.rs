@@ -9,8 +9,9 @@ use std::{
 };
 
 use rcgen::{CertificateParams, KeyPair};
-use tollgate::config::{
-    Config, ConfigErrors, CredentialSource, GateConfig, OnRedisDown, StoreKind, check, load, parse,
+use tollgate::{
+    config::{Config, ConfigErrors, CredentialSource, GateConfig, OnRedisDown, StoreKind, check, load, parse},
+    journal::{Fsync, OnFull},
 };
 use tollgate_core::{
     limit::{Limits, MAX_LIMIT, policy::Policy},
@@ -63,6 +64,9 @@ fn the_embedded_defaults_can_be_run() {
     assert_eq!((config.limiter.redis, config.limiter.on_redis_down), (None, OnRedisDown::Local));
     assert_eq!((config.limits.policy, config.limits.assumed_output_tokens), (Policy::default(), 512));
     assert_eq!(config.limits.gate, GateConfig { requests_per_second: 0, failed_keys_per_minute: 300 });
+    let usage = config.usage;
+    assert_eq!((usage.journal.to_str(), usage.journal_max_bytes), (Some("data/journal"), 1 << 30));
+    assert_eq!((usage.on_journal_full, usage.fsync), (OnFull::Refuse, Fsync::Every(Duration::from_secs(1))));
     assert!(config.tls.is_none() && config.upstreams.is_empty() && config.warnings.is_empty());
 }
 
@@ -83,6 +87,7 @@ fn the_development_file_can_be_run() {
 fn settings_become_values() {
     let config = read(&format!(
         "[server]\nlisten = ['0.0.0.0:0', '[::1]:81']\nadmin_listen = ''\nmax_body = '1 MiB'\ngrace_period = '2m'\nthreads = 2\n\
+         [usage]\njournal = 'j'\njournal_max = '2 MiB'\non_journal_full = 'drop_oldest'\nfsync = 'always'\n\
          [upstream_defaults]\nconnect_timeout = '1s'\n{}[models.'gpt-4o']\ninput_usd_per_mtok = 2.5\noutput_usd_per_mtok = 10\n\
          aliases = ['fast']\n",
         upstream("kind = 'azure'\napi_version = 'preview'\nmodels = ['gpt-4o=prod', 'o*']\nweight = 7\npriority = 2\nfirst_byte_timeout = '9s'")
@@ -90,6 +95,8 @@ fn settings_become_values() {
     .unwrap();
     assert_eq!((config.server.listen.len(), config.server.admin_listen, config.server.threads), (2, None, 2));
     assert_eq!((config.server.max_body_bytes, config.server.grace_period), (1 << 20, Duration::from_secs(120)));
+    assert_eq!((config.usage.journal.to_str(), config.usage.journal_max_bytes), (Some("j"), 2 << 20));
+    assert_eq!((config.usage.on_journal_full, config.usage.fsync), (OnFull::DropOldest, Fsync::Always));
     let spec = &config.upstreams[0];
     assert_eq!((spec.weight, spec.priority, spec.api_version.as_deref()), (7, 2, Some("preview")));
     assert_eq!(
@@ -184,6 +191,12 @@ fn limits_of_values_are_checked() {
         ("[server]\ntrusted_proxies = ['10.0.0.0/99']", "server.trusted_proxies[0]"),
         ("[usage]\nflush_interval = '0ms'", "0s is not between"),
         ("[usage]\nbatch = 0", "0 is not between"),
+        ("[usage]\njournal = ''", "names no directory"),
+        ("[usage]\njournal = '/dev/null/journal'", "/dev/null is a file, so it cannot be a directory"),
+        ("[usage]\njournal_max = '1 KiB'", "1 KiB is not between 1 MiB and 1024 GiB"),
+        ("[usage]\non_journal_full = 'wait'", "use \"refuse\" or \"drop_oldest\""),
+        ("[usage]\nfsync = 'often'", "use \"never\", \"always\", or a duration such as \"1s\""),
+        ("[usage]\nfsync = '2h'", "2h is not between 1ms and 1h"),
         ("[usage]\nbatch = 99999999999999999999999", "is not between"),
         ("[upstream_defaults]\nconnect_timeout = '0s'", "0s is not between"),
         ("[log]\nformat = 'xml'", "use \"text\" or \"json\""),

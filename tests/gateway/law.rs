@@ -258,10 +258,10 @@ impl Place for Replica {
 /// The books and the memory, as both places keep them.
 fn book(unbooked: &Unbooked, memory: &Memory, books: &Books, month: Month) {
     let Unbooked { held: Held { demands, taken, .. }, used } = unbooked;
-    for demand in demands.iter().filter(|demand| demand.caps.has_quota()) {
+    for (index, demand) in demands.iter().enumerate().filter(|(_, demand)| demand.caps.has_quota()) {
         books.add(month, &demand.subject, *used);
+        memory.release(&demand.subject, taken.is_shared(index), *used);
     }
-    memory.release(demands, *taken, *used);
 }
 
 /// Runs what must be true of every place.
@@ -499,7 +499,7 @@ fn a_quota_that_is_overdrawn_refuses_what_costs_nothing_too() {
 fn a_guess_keeps_nobody_from_the_rest_of_a_quota() {
     everywhere(|place| {
         let someone = [someone(quota(100))];
-        let guess = Need { amount: amount(80), least: amount(10) };
+        let guess = Need { amount: amount(80), least: amount(10), prompt_tokens: 0 };
         assert!(place.admit(&someone, guess).0.is_ok());
         assert!(place.admit(&someone, guess).0.is_ok(), "20 are left, and 10 suffice");
         assert!(place.admit(&someone, guess).0.is_err());
@@ -616,7 +616,8 @@ fn history(place: &dyn Place, demands: &[Demand], steps: &[Step], seen: impl Fn(
         match *step {
             Step::Pass { ms } => place.pass(ms),
             Step::Admit { want, least } => {
-                let (held, standing) = place.admit(demands, Need { amount: amount(want), least: amount(least) });
+                let (held, standing) =
+                    place.admit(demands, Need { amount: amount(want), least: amount(least), prompt_tokens: 0 });
                 history.push((held.as_ref().err().copied(), standing));
                 open.extend(held);
             }

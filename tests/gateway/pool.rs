@@ -245,6 +245,7 @@ async fn each_wait_has_its_own_timeout() {
     let ms = Duration::from_millis;
     let slow_stream = || Answer::sse([event("one", Some("null")), event("two", Some("null")), DONE.to_owned()]);
     let slow_json = Answer::text(200, "application/json", "{\"choices\":").declare_length(500).never_end();
+    let stall = Answer::sse([event("one", Some("null"))]).never_end();
     let cases = [
         ("first byte", "first_byte_timeout = \"200ms\"", completion().after(ms(900)), 504),
         ("first byte of the body", "first_byte_timeout = \"200ms\"", completion().body_after(ms(900)), 200),
@@ -252,7 +253,7 @@ async fn each_wait_has_its_own_timeout() {
         ("between chunks", "chunk_timeout = \"200ms\"", slow_stream().pause(ms(900)), 200),
         ("between chunks of JSON", "chunk_timeout = \"200ms\"", slow_json, 200),
         ("total", "total_timeout = \"300ms\"", slow_stream().pause(ms(200)), 200),
-        ("a stall for ever", "chunk_timeout = \"200ms\"", slow_stream().never_end(), 200),
+        ("a stall for ever", "chunk_timeout = \"200ms\"", stall, 200),
     ];
     for (what, setting, answer, status) in cases {
         let upstream = Upstream::start(answer);
@@ -269,6 +270,19 @@ async fn each_wait_has_its_own_timeout() {
     let gateway = Gateway::builder().upstream("main", &upstream.base_url(), settings).start();
     let answer = gateway.ask(CHAT, &chat_stream()).await;
     assert_eq!((answer.status.as_u16(), answer.error), (200, None));
+}
+
+#[tokio::test]
+async fn what_follows_the_end_of_a_stream_is_not_waited_for() {
+    let upstream = Upstream::start(Answer::sse([event("one", Some("null")), DONE.to_owned()]).never_end());
+    let gateway = Gateway::before(&upstream.base_url());
+    let answer = gateway.ask(CHAT, &chat_stream()).await;
+    let text = String::from_utf8_lossy(&answer.body).into_owned();
+    assert!(text.ends_with(DONE) && answer.error.is_some(), "{answer:?}");
+    let row = gateway.rows(1).await.remove(0);
+    assert_eq!((row.status, row.interrupted), (200, false));
+    let series = "tollgate_upstream_requests_total{outcome=\"ok\",upstream=\"main\"}";
+    assert_eq!(gateway.metric(series).await, 1.0);
 }
 
 #[tokio::test]

@@ -12,7 +12,7 @@ use tollgate_core::{
     key::{ApiKey, IpNet},
     limit::{Amount, Limits, MAX_LIMIT, ModelLimits, Month},
     upstream::{BaseUrl, ModelEntry, Overrides, UpstreamKind},
-    usage::{Attempt, BookedAddress, Usage, UsageRecord},
+    usage::{Attempt, BookedAddress, Usage, UsageRecord, attempts_json},
 };
 use uuid::Uuid;
 
@@ -432,18 +432,29 @@ fn at(time: &str) -> DateTime<Utc> {
     time.parse().unwrap()
 }
 
-pub(crate) fn record(n: u128, started_at: &str) -> UsageRecord {
+fn attempt() -> Attempt {
+    Attempt { upstream: "main".into(), status: 200, duration_ms: 5, error: None }
+}
+
+/// Writes a batch, and says how many of it were new.
+pub(crate) async fn write(store: &Store, records: &[UsageRecord<'_>]) -> usize {
+    let is_new = store.write_usage(records).await.unwrap();
+    assert_eq!(is_new.len(), records.len());
+    is_new.into_iter().filter(|is_new| *is_new).count()
+}
+
+pub(crate) fn record(n: u128, started_at: &str) -> UsageRecord<'static> {
     UsageRecord {
         request_id: Uuid::from_u128(n),
         started_at: at(started_at),
         user_id: UserId(1),
         key_id: KeyId(1),
         ip: Some("10.1.2.3".parse().unwrap()),
-        route: "chat_completions",
+        route: "chat_completions".into(),
         model: "gpt-4o".into(),
         upstream_model: Some("prod".into()),
         upstream: Some("main".into()),
-        attempts: vec![Attempt { upstream: "main".into(), status: 200, duration_ms: 5, error: None }],
+        attempts: attempts_json(&[attempt()], None).into(),
         status: 200,
         stream: true,
         code: None,
@@ -475,12 +486,12 @@ async fn sums(store: &Store, by: GroupBy) -> Vec<(String, i64, i64, i64, i64)> {
 async fn usage_is_counted_once(database: Database) {
     let store = database.store().await;
     let batch: Vec<_> = (0..5).map(|n| record(n, "2026-11-23T10:00:00.123456789Z")).collect();
-    assert_eq!(store.write_usage(&[]).await.unwrap(), 0);
-    assert_eq!(store.write_usage(&batch).await.unwrap(), 5);
-    assert_eq!(store.write_usage(&batch).await.unwrap(), 0, "the same again is nothing new");
+    assert_eq!(write(&store, &[]).await, 0);
+    assert_eq!(write(&store, &batch).await, 5);
+    assert_eq!(write(&store, &batch).await, 0, "the same again is nothing new");
     let mut mixed = vec![record(4, "2026-11-23T10:00:00.123456789Z")];
     mixed.extend([record(5, "2026-11-23T10:00:01Z"), record(5, "2026-11-23T10:00:01Z")]);
-    assert_eq!(store.write_usage(&mixed).await.unwrap(), 1, "one of them is new, once");
+    assert_eq!(write(&store, &mixed).await, 1, "one of them is new, once");
     for by in [GroupBy::Day, GroupBy::Month] {
         let name = if by == GroupBy::Day { "2026-11-23" } else { "2026-11" };
         assert_eq!(sums(&store, by).await, [(name.to_owned(), 6, 90, 24, 6_000)], "{by:?}");
@@ -512,7 +523,7 @@ async fn addresses_are_counted_once_and_only_if_asked_for(database: Database) {
     };
     let month = Month::of(at("2026-11-23T10:00:00Z"));
     let store = database.store().await;
-    store.write_usage(&[from(1, "10.0.0.1")]).await.unwrap();
+    write(&store, &[from(1, "10.0.0.1")]).await;
     assert_eq!(store.booked_addresses(month).await.unwrap(), [], "addresses are personal data");
 
     let store = store.summing_addresses(true);
@@ -526,10 +537,10 @@ async fn addresses_are_counted_once_and_only_if_asked_for(database: Database) {
         from(8, "from nowhere"),
         UsageRecord { ip: "10.0.0.1".parse().ok(), ..record(9, "2026-12-01T00:00:00Z") },
     ];
-    store.write_usage(&batch[..5]).await.unwrap();
-    assert_eq!(store.write_usage(&batch).await.unwrap(), 3, "the rest of them");
-    assert_eq!(store.write_usage(&batch).await.unwrap(), 0);
-    store.write_usage(&[from(1, "10.0.0.1")]).await.unwrap();
+    write(&store, &batch[..5]).await;
+    assert_eq!(write(&store, &batch).await, 3, "the rest of them");
+    assert_eq!(write(&store, &batch).await, 0);
+    write(&store, &[from(1, "10.0.0.1")]).await;
     let expected = [booked("2001:db8:1:2::", 3), booked("10.0.0.1", 2), booked("10.0.0.2", 1)];
     assert_eq!(store.booked_addresses(month).await.unwrap(), expected, "those that used most come first");
     assert_eq!(store.booked_addresses(month.next()).await.unwrap(), [booked("10.0.0.1", 1)]);
@@ -547,7 +558,7 @@ async fn batches_at_once_are_counted_once(database: Database) {
         // Each in another order, so that rows locked in that order would lock each other out.
         batch.rotate_left(n * 7);
         batch.iter_mut().for_each(|record| record.user_id = UserId((record.request_id.as_u128() % 5) as i64));
-        writers.spawn(async move { store.write_usage(&batch).await.unwrap() });
+        writers.spawn(async move { write(&store, &batch).await });
     }
     let mut new = 0;
     while let Some(done) = writers.join_next().await {
@@ -561,14 +572,14 @@ async fn no_record_can_block_a_batch(database: Database) {
     let store = database.store().await;
     let mut bad = record(1, "2026-11-23T10:00:00Z");
     bad.user_id = UserId(-7);
-    bad.model = format!("nul\0{}", "é".repeat(100_000));
+    bad.model = format!("nul\0{}", "é".repeat(100_000)).into();
     bad.upstream = Some("\0".into());
-    bad.user_agent = Some("x".repeat(1_000_000));
-    bad.attempts[0].error = Some("nul\0".into());
+    bad.user_agent = Some("x".repeat(1_000_000).into());
+    bad.attempts = attempts_json(&[Attempt { error: Some("nul\0".into()), ..attempt() }], None).into();
     bad.usage.prompt_tokens = u64::MAX;
     bad.cost_nano_usd = u64::MAX;
     (bad.duration_ms, bad.overhead_us, bad.ttft_ms) = (u32::MAX, u32::MAX, Some(u32::MAX));
-    assert_eq!(store.write_usage(&[bad, record(2, "2026-11-23T10:00:00Z")]).await.unwrap(), 2);
+    assert_eq!(write(&store, &[bad, record(2, "2026-11-23T10:00:00Z")]).await, 2);
     let log = store.audit(&AuditFilter { limit: 9, ..AuditFilter::default() }).await.unwrap();
     let bad = &log[1];
     assert_eq!((bad.prompt_tokens, bad.cost_nano_usd, bad.duration_ms), (i64::MAX, i64::MAX, i32::MAX));
@@ -579,8 +590,8 @@ async fn no_record_can_block_a_batch(database: Database) {
 async fn sums_stop_at_the_largest_number(database: Database) {
     let store = database.store().await;
     let large = |n| UsageRecord { cost_nano_usd: u64::MAX, ..record(n, "2026-11-23T10:00:00Z") };
-    assert_eq!(store.write_usage(&[large(1), large(2)]).await.unwrap(), 2, "within a batch");
-    assert_eq!(store.write_usage(&[large(3)]).await.unwrap(), 1, "and from batch to batch");
+    assert_eq!(write(&store, &[large(1), large(2)]).await, 2, "within a batch");
+    assert_eq!(write(&store, &[large(3)]).await, 1, "and from batch to batch");
     assert_eq!(sums(&store, GroupBy::Model).await, [("gpt-4o".to_owned(), 3, 45, 12, i64::MAX)]);
 }
 
@@ -592,7 +603,7 @@ async fn usage_is_reported_by_everything(database: Database) {
     let of_key = |record| UsageRecord { user_id: user.id, key_id: key.id, ..record };
     let lost = UsageRecord { upstream: None, ..of_key(record(3, "2026-12-01T00:00:00Z")) };
     let other = UsageRecord { model: "o3".into(), ..of_key(record(2, "2026-11-30T23:59:59.999999Z")) };
-    store.write_usage(&[of_key(record(1, "2026-11-23T10:00:00Z")), other, lost]).await.unwrap();
+    write(&store, &[of_key(record(1, "2026-11-23T10:00:00Z")), other, lost]).await;
 
     let row = |name: &str, n: i64| (name.to_owned(), n, n * 15, n * 4, n * 1_000);
     let days = [row("2026-11-23", 1), row("2026-11-30", 1), row("2026-12-01", 1)];
@@ -622,7 +633,7 @@ async fn the_log_is_read_newest_first_in_pages(database: Database) {
     // Some at the same instant, some with a fraction and some without: text must sort as time does.
     let times = ["10:00:00Z", "10:00:00.5Z", "10:00:00.123456Z", "10:00:01Z", "10:00:01Z", "09:59:59.999Z"];
     let batch: Vec<_> = (1_u128..).zip(times).map(|(n, t)| record(n, &format!("2026-11-23T{t}"))).collect();
-    store.write_usage(&batch).await.unwrap();
+    write(&store, &batch).await;
     let (mut filter, mut order) = (AuditFilter { limit: 2, ..AuditFilter::default() }, Vec::new());
     loop {
         let page = store.audit(&filter).await.unwrap();
@@ -644,7 +655,7 @@ async fn the_log_is_filtered(database: Database) {
         status: 429,
         ..record(2, "2026-11-23T11:00:00Z")
     };
-    store.write_usage(&[first, second]).await.unwrap();
+    write(&store, &[first, second]).await;
     let one = AuditFilter { limit: 9, ..AuditFilter::default() };
     let time = Some(at("2026-11-23T11:00:00Z"));
     let cases = [

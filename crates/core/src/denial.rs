@@ -91,6 +91,8 @@ pub enum Denial {
     },
     /// Limits cannot be checked now, and the configuration says not to go on without.
     LimiterUnavailable,
+    /// There is no room to write down what the request consumes, and the configuration says not to go on without.
+    JournalFull,
     /// No upstream can serve this now.
     UpstreamUnavailable {
         /// When the first of them will take a request again.
@@ -122,7 +124,7 @@ impl Denial {
             | Self::TooManyFromAddress { .. } => 429,
             Self::Internal => 500,
             Self::UpstreamError => 502,
-            Self::UpstreamUnavailable { .. } | Self::LimiterUnavailable => 503,
+            Self::UpstreamUnavailable { .. } | Self::LimiterUnavailable | Self::JournalFull => 503,
             Self::UpstreamTimeout => 504,
         }
     }
@@ -159,6 +161,7 @@ impl Denial {
             }
             Self::QuotaExceeded { .. } => "insufficient_quota",
             Self::LimiterUnavailable => "limiter_unavailable",
+            Self::JournalFull => "journal_full",
             Self::UpstreamUnavailable { .. } => "upstream_unavailable",
             Self::UpstreamTimeout => "upstream_timeout",
             Self::UpstreamError => "upstream_error",
@@ -229,6 +232,7 @@ impl Denial {
                 format!("Too many requests from your address. Please try again in {}.", show_duration(*retry_after_ms))
             }
             Self::LimiterUnavailable => "Rate limits cannot be checked right now. Please try again later.".to_owned(),
+            Self::JournalFull => "Usage cannot be recorded right now. Please try again later.".to_owned(),
             Self::UpstreamUnavailable { .. } => {
                 "No upstream can serve this request right now. Please try again later.".to_owned()
             }
@@ -245,7 +249,7 @@ impl Denial {
             Self::RateLimited { retry_after_ms, .. }
             | Self::TooManyFromAddress { retry_after_ms }
             | Self::UpstreamUnavailable { retry_after_ms } => Some(*retry_after_ms),
-            Self::LimiterUnavailable => Some(1000),
+            Self::LimiterUnavailable | Self::JournalFull => Some(1000),
             _ => None,
         }
     }
@@ -292,6 +296,7 @@ mod tests {
             (Denial::UpstreamUnavailable { retry_after_ms: 1 }, 503, "upstream_unavailable"),
             (Denial::UpstreamTimeout, 504, "upstream_timeout"),
             (Denial::LimiterUnavailable, 503, "limiter_unavailable"),
+            (Denial::JournalFull, 503, "journal_full"),
             (Denial::UpstreamError, 502, "upstream_error"),
         ];
         for (denial, status, code) in cases {

@@ -12,6 +12,7 @@ pub mod denial;
 pub mod glob;
 pub mod health;
 pub mod id;
+pub mod journal;
 pub mod key;
 pub mod limit;
 pub mod openai;

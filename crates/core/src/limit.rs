@@ -11,9 +11,11 @@
 //! | [`policy`] | from what is written down to what binds a request |
 //! | [`standing`] | what is left, and the headers that say so |
 //! | [`estimate`] | what a request may consume, before it is known |
+//! | [`hold`] | what a finished request holds until it is booked |
 //! | [`written`] | limits as people write them |
 
 pub mod estimate;
+pub mod hold;
 pub mod policy;
 pub mod standing;
 pub mod state;

@@ -1,6 +1,6 @@
 //! Usage: what one request consumed, and the row that says so.
 
-use std::net::IpAddr;
+use std::{borrow::Cow, net::IpAddr};
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::{
     id::{KeyId, UserId},
-    limit::Amount,
+    limit::{Amount, hold::Holder},
 };
 
 /// Token counts of one answer, as the provider reports them. A missing number is 0.
@@ -61,13 +61,6 @@ pub struct Booked {
     pub amount: Amount,
 }
 
-impl From<UsageRecord> for Booked {
-    fn from(record: UsageRecord) -> Self {
-        let amount = Amount { tokens: record.usage.total_tokens(), nano_usd: record.cost_nano_usd };
-        Self { user: record.user_id, key: record.key_id, model: record.model, amount }
-    }
-}
-
 /// What one address used in a month, as far as it is booked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BookedAddress {
@@ -77,9 +70,27 @@ pub struct BookedAddress {
     pub amount: Amount,
 }
 
-/// A row of `request_log`: the audit log and the usage record of one request.
+/// Tries as they stand in the books: a JSON array. `last` is one more that is not over yet.
+#[must_use]
+pub fn attempts_json(attempts: &[Attempt], last: Option<&Attempt>) -> String {
+    let mut json = Vec::with_capacity(128 * (attempts.len() + 1));
+    json.push(b'[');
+    for attempt in attempts.iter().chain(last) {
+        if json.len() > 1 {
+            json.push(b',');
+        }
+        if serde_json::to_writer(&mut json, attempt).is_err() {
+            return "[]".to_owned();
+        }
+    }
+    json.push(b']');
+    String::from_utf8(json).unwrap_or_else(|_| "[]".to_owned())
+}
+
+/// A row of `request_log`: the audit log and the usage record of one request. Its texts are borrowed where they can be: from
+/// the request that ends, or from the file that it was written to.
 #[derive(Clone, Debug, PartialEq)]
-pub struct UsageRecord {
+pub struct UsageRecord<'t> {
     /// The gateway's own id of the request; the key of the books.
     pub request_id: Uuid,
     /// When the request arrived.
@@ -91,21 +102,21 @@ pub struct UsageRecord {
     /// From where.
     pub ip: Option<IpAddr>,
     /// Route, as in the metrics: `chat_completions`, `embeddings`, ...
-    pub route: &'static str,
+    pub route: Cow<'t, str>,
     /// Model that was asked for; empty: none was read.
-    pub model: String,
+    pub model: Cow<'t, str>,
     /// Model that was asked of the upstream.
-    pub upstream_model: Option<String>,
+    pub upstream_model: Option<Cow<'t, str>>,
     /// Name of the upstream that answered.
-    pub upstream: Option<String>,
-    /// Every try, in order.
-    pub attempts: Vec<Attempt>,
+    pub upstream: Option<Cow<'t, str>>,
+    /// Every try, in order: see [`attempts_json`].
+    pub attempts: Cow<'t, str>,
     /// Status the client got; 0: the client was gone before any.
     pub status: u16,
     /// Was it a streamed answer?
     pub stream: bool,
     /// Error code of the contract, if the request failed.
-    pub code: Option<String>,
+    pub code: Option<Cow<'t, str>>,
     /// What it consumed.
     pub usage: Usage,
     /// Are the counts estimated, because the provider reported none?
@@ -121,11 +132,40 @@ pub struct UsageRecord {
     /// The part of it that was the gateway's own, in microseconds.
     pub overhead_us: u32,
     /// Why the model stopped.
-    pub finish_reason: Option<String>,
+    pub finish_reason: Option<Cow<'t, str>>,
     /// The client's `user-agent`.
-    pub user_agent: Option<String>,
+    pub user_agent: Option<Cow<'t, str>>,
     /// The client's own `x-request-id`, if it sent one.
-    pub client_request_id: Option<String>,
+    pub client_request_id: Option<Cow<'t, str>>,
     /// The provider's id of the request.
-    pub provider_request_id: Option<String>,
+    pub provider_request_id: Option<Cow<'t, str>>,
+}
+
+impl UsageRecord<'_> {
+    /// What it consumed.
+    #[must_use]
+    pub fn amount(&self) -> Amount {
+        Amount { tokens: self.usage.total_tokens(), nano_usd: self.cost_nano_usd }
+    }
+
+    /// Whose it is.
+    #[must_use]
+    pub fn holder(&self) -> Holder<'_> {
+        Holder { ip: self.ip, user: self.user_id, key: self.key_id, model: &self.model }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attempts_are_one_array_however_they_come() {
+        let attempt = |n: u16| Attempt { upstream: "a\"b".into(), status: n, duration_ms: 3, error: None };
+        let all = [attempt(1), attempt(2), attempt(3)];
+        let json = serde_json::to_string(&all).unwrap();
+        assert_eq!(attempts_json(&all, None), json);
+        assert_eq!(attempts_json(&all[..2], Some(&all[2])), json);
+        assert_eq!(attempts_json(&[], None), "[]");
+    }
 }

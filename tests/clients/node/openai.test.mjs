@@ -10,7 +10,8 @@
 // Run: npm ci && npm test
 //
 // Faults of the upstream are asked for in the model's name (`gpt-4o-mini@status=500`). None is asked for that would take
-// the upstream out of the pool for longer than the request: 401, 403 and an exhausted quota are not among them.
+// the upstream out of the pool for longer than the request: 401, 403 and an exhausted quota are not among them, and its
+// breaker does not count failures.
 
 import assert from 'node:assert/strict';
 import { readFileSync } from 'node:fs';
@@ -252,7 +253,7 @@ const suite = (makeClient) => {
   });
 
   test('RateLimitError', async () => {
-    const request = client.chat.completions.create({ ...CHAT, model: `${MODEL}@status=429;retry-after=0` });
+    const request = client.chat.completions.create({ ...CHAT, model: `${MODEL}@status=429;retry-after-ms=1` });
     const error = await caught(request, OpenAI.RateLimitError);
     assert.equal(error.code, 'rate_limit_exceeded');
     assert.ok(!error.message.includes('org-'), "the message names the upstream's organization");

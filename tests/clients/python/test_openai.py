@@ -10,7 +10,8 @@ Environment:
 Run: pip install -r requirements.txt && pytest test_openai.py
 
 Faults of the upstream are asked for in the model's name (`gpt-4o-mini@status=500`). None is asked for that would take
-the upstream out of the pool for longer than the request: 401, 403 and an exhausted quota are not among them.
+the upstream out of the pool for longer than the request: 401, 403 and an exhausted quota are not among them, and its
+breaker does not count failures.
 """
 
 import asyncio
@@ -314,7 +315,7 @@ def test_conflict_and_unprocessable_entity_error(client):
 
 def test_rate_limit_error(client):
     with pytest.raises(openai.RateLimitError) as caught:
-        client.chat.completions.create(model=f"{MODEL}@status=429;retry-after=0", messages=HELLO)
+        client.chat.completions.create(model=f"{MODEL}@status=429;retry-after-ms=1", messages=HELLO)
     assert (caught.value.status_code, caught.value.code) == (429, "rate_limit_exceeded")
     assert "org-" not in caught.value.message, "the message names the upstream's organization"
 
@@ -366,5 +367,5 @@ def test_retries_are_left_to_the_client(client):
     """A 429 that the client retries succeeds once the upstream does; here it never does, and the client gives up."""
     with pytest.raises(openai.RateLimitError):
         client.with_options(max_retries=1).chat.completions.create(
-            model=f"{MODEL}@status=429;retry-after=0", messages=HELLO
+            model=f"{MODEL}@status=429;retry-after-ms=1", messages=HELLO
         )

@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::SocketAddr,
+    path::Path,
     process::Command,
     thread,
     time::{Duration, Instant},
@@ -114,17 +115,17 @@ impl Replica {
         command.arg("--config").arg(file).arg("serve").current_dir(directory.path());
         command.env("TOLLGATE_FERNET_KEYS", fernet_key);
         let mut process = Process::start(command, directory.path(), "the gateway is built with its tests");
-        let address = wait_for_address(&mut process, &directory);
+        let address = wait_for_address(&mut process, directory.path());
         let (idle, free) = (Mutex::default(), Semaphore::new(CONNECTIONS));
         Self { address, process: Some(process), idle, free, directory }
     }
 }
 
 /// Where a gateway listens, as it says itself.
-fn wait_for_address(process: &mut Process, directory: &TempDir) -> SocketAddr {
+pub(crate) fn wait_for_address(process: &mut Process, directory: &Path) -> SocketAddr {
     let start = Instant::now();
     loop {
-        let said = log(directory.path());
+        let said = log(directory);
         let serving = said.lines().find_map(|line| line.split_once("plain=[")?.1.split_once(']'));
         if let Some(address) = serving.and_then(|(address, _)| address.parse().ok()) {
             return address;

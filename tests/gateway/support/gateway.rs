@@ -1,6 +1,13 @@
 //! The real server, in this process: built from a real configuration, on ports of the system, stopped when dropped.
 
-use std::{fmt::Write as _, net::SocketAddr, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    fmt::Write as _,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread::JoinHandle,
+    time::Duration,
+};
 
 use async_trait::async_trait;
 use tempfile::TempDir;
@@ -24,6 +31,8 @@ pub struct Builder {
     top: String,
     upstreams: String,
     tables: String,
+    usage: String,
+    journal: PathBuf,
     store_url: String,
     tls: Option<Arc<PrivateCa>>,
     key: KeySpec,
@@ -43,6 +52,18 @@ impl Builder {
     /// Adds lines to `[server]`.
     pub fn server(mut self, lines: &str) -> Self {
         writeln!(self.top, "{lines}").unwrap();
+        self
+    }
+
+    /// Adds lines to `[usage]`.
+    pub fn usage(mut self, lines: &str) -> Self {
+        writeln!(self.usage, "{lines}").unwrap();
+        self
+    }
+
+    /// Has its journal there, instead of in its own directory.
+    pub fn journal(mut self, directory: &Path) -> Self {
+        directory.clone_into(&mut self.journal);
         self
     }
 
@@ -91,9 +112,23 @@ impl Builder {
         format!(
             "[server]\nlisten = [\"127.0.0.1:0\"]\ntls_listen = {tls_listen}\nadmin_listen = \"127.0.0.1:0\"\nwork_stealing = true\n{}\n\
              {tls}[store]\nurl = \"{}\"\n[secrets]\nfernet_keys_file = \"{dir}/fernet.key\"\n\
-             [usage]\nflush_interval = \"20ms\"\n{}\n{}",
-            self.top, self.store_url, self.tables, self.upstreams
+             [usage]\njournal = \"{}\"\nflush_interval = \"20ms\"\n{}\n{}\n{}",
+            self.top,
+            self.store_url,
+            self.journal.display(),
+            self.usage,
+            self.tables,
+            self.upstreams
         )
+    }
+
+    /// Why it does not start.
+    pub fn refused(self) -> String {
+        let text = self.config_text();
+        let config = config::parse(None, &text, &|_| None).unwrap_or_else(|errors| panic!("{errors}\n{text}"));
+        // A thread of its own: a test may be within a runtime already.
+        let built = std::thread::spawn(|| Assembly::build(config).map(drop).map_err(|error| format!("{error:#}")));
+        built.join().expect("no panic").expect_err("it must not start")
     }
 
     /// Starts it, with a user and a key in the database.
@@ -192,10 +227,12 @@ impl Gateway {
         let dir = TempDir::new().unwrap();
         let store_url = format!("sqlite://{}/tollgate.db", dir.path().display());
         Builder {
+            journal: dir.path().join("journal"),
             dir,
             top: String::new(),
             upstreams: String::new(),
             tables: String::new(),
+            usage: String::new(),
             store_url,
             tls: None,
             key: KeySpec::default(),
@@ -278,7 +315,7 @@ impl Gateway {
     }
 
     /// Its directory.
-    pub fn dir(&self) -> &std::path::Path {
+    pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 }

@@ -32,6 +32,7 @@ const WATCHDOG: &str = r#"read -r _; kill -KILL "$1"; rm -rf "$2""#;
 impl Process {
     /// Starts it; its files are in `directory`. `missing` says what to do if there is no such program.
     pub(crate) fn start(mut command: Command, directory: &Path, missing: &str) -> Self {
+        fs::create_dir_all(directory).unwrap();
         let log = File::create(directory.join(LOG)).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         let server = command.spawn().expect(missing);
@@ -44,6 +45,11 @@ impl Process {
             .arg(directory)
             .stdin(Stdio::piped());
         Self { server, watchdog: watchdog.spawn().expect("sh starts") }
+    }
+
+    /// Its number.
+    pub(crate) fn id(&self) -> u32 {
+        self.server.id()
     }
 
     /// Has it ended by itself?

@@ -37,11 +37,12 @@ pub fn need(body: &[u8], head: &RequestHead, dialect: Dialect, price: &Price, le
         return amount(prompt, 0, price).into();
     }
     if let Some(most) = head.max_output_tokens {
-        return amount(prompt, most.saturating_mul(head.choices), price).into();
+        let amount = amount(prompt, most.saturating_mul(head.choices), price);
+        return Need { amount, least: amount, prompt_tokens: prompt };
     }
     let room = if tightest == 0 { u64::MAX } else { tightest.saturating_sub(prompt) };
     let guess = learned.saturating_mul(head.choices).min(room);
-    Need { amount: amount(prompt, guess, price), least: amount(prompt, guess.min(1), price) }
+    Need { amount: amount(prompt, guess, price), least: amount(prompt, guess.min(1), price), prompt_tokens: prompt }
 }
 
 fn amount(prompt: u64, output: u64, price: &Price) -> Amount {

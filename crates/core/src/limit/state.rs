@@ -24,11 +24,13 @@ pub struct Need {
     /// What must be left of a quota. Less than `amount` where the client set no limit to its output: then the amount is
     /// a guess, and a guess must not keep anybody from the rest of a quota.
     pub least: Amount,
+    /// Which of its tokens are those of the prompt.
+    pub prompt_tokens: u64,
 }
 
 impl From<Amount> for Need {
     fn from(amount: Amount) -> Self {
-        Self { amount, least: amount }
+        Self { amount, least: amount, prompt_tokens: amount.tokens }
     }
 }
 

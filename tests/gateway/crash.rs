@@ -1,0 +1,160 @@
+//! What happens when something dies: the gateway, the database, or the way between them. Clients keep their own record of what
+//! they got, and it is compared with the books.
+//!
+//! `make crash` runs more rounds; their number is in `TOLLGATE_CRASH_ROUNDS`.
+
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use crate::support::{
+    cutter::{Cutter, Mode},
+    gateway::PATIENCE,
+    postgres::{self, Own},
+    program::{Books, Program, bytes_in, rows, upstream},
+};
+
+const CLIENTS: usize = 8;
+
+/// How many rounds, unless it is said otherwise.
+fn rounds(usual: u32) -> u32 {
+    std::env::var("TOLLGATE_CRASH_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(usual)
+}
+
+/// Moments that differ from round to round, up to `most`.
+fn moment(most: Duration) -> Duration {
+    let mut random = [0; 4];
+    getrandom::fill(&mut random).unwrap();
+    most.mul_f64(f64::from(u32::from_le_bytes(random)) / f64::from(u32::MAX))
+}
+
+/// The gateway is killed again and again under load.
+async fn killed_at_any_moment(store_url: Option<&str>, usage: &str, user_agent: &str, rounds: u32) {
+    let upstream = upstream();
+    let mut program = Program::new(store_url, None, &upstream.base_url(), usage);
+    user_agent.clone_into(&mut program.user_agent);
+    program.may_be_full = usage.contains("journal_max");
+    let mut seen = Books::new();
+    for _ in 0..rounds {
+        let address = program.start();
+        let clients = program.clients(address, CLIENTS);
+        clients.wait_for(1).await;
+        tokio::time::sleep(moment(Duration::from_millis(400))).await;
+        program.kill();
+        seen.extend(clients.stop().await);
+    }
+    program.start();
+    program.stop();
+    assert!(seen.values().filter(|is_whole| **is_whole).count() > rounds as usize, "{seen:?}");
+    program.check(&seen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_killed_loses_no_answer_with_sqlite() {
+    killed_at_any_moment(None, "", "test", rounds(8)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_killed_loses_no_answer_with_postgresql() {
+    killed_at_any_moment(Some(&postgres::database()), "batch = 7", "test", rounds(8)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_is_killed_goes_from_segment_to_segment() {
+    // Segments of 128 KiB, and entries of more than a kilobyte.
+    let usage = "journal_max = \"1 MiB\"\nfsync = \"always\"";
+    killed_at_any_moment(None, usage, &"x".repeat(1_000), rounds(3)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commits_that_are_cut_off_are_neither_lost_nor_doubled() {
+    let (directory, name) = postgres::new_database();
+    let direct = format!("postgres://postgres@localhost/{name}?host={}", directory.display());
+    let cutter = Cutter::start(directory);
+    let upstream = upstream();
+    let mut program = Program::new(Some(&direct), Some(&cutter.url(&name)), &upstream.base_url(), "batch = 50");
+    let address = program.start();
+    let clients = program.clients(address, CLIENTS);
+    clients.wait_for(50).await;
+    cutter.set(Mode::CutCommits);
+    let start = Instant::now();
+    while cutter.cuts() < 6 {
+        assert!(start.elapsed() < PATIENCE, "only {} commits", cutter.cuts());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    cutter.set(Mode::Pass);
+    let seen = clients.stop().await;
+    program.stop();
+    program.check(&seen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_killed_or_frozen_keeps_nobody_and_loses_nothing() {
+    let mut server = Own::start();
+    let upstream = upstream();
+    let mut program = Program::new(Some(&server.url()), None, &upstream.base_url(), "batch = 50");
+    let address = program.start();
+    let mut seen = Books::new();
+    for _ in 0..rounds(2) {
+        let clients = program.clients(address, CLIENTS);
+        clients.wait_for(20).await;
+        server.kill();
+        clients.wait_for(clients.count() + 100).await;
+        server.restart();
+        clients.wait_for(clients.count() + 50).await;
+        server.freeze();
+        clients.wait_for(clients.count() + 100).await;
+        server.thaw();
+        clients.wait_for(clients.count() + 20).await;
+        seen.extend(clients.stop().await);
+    }
+    // One that is frozen while the gateway is killed.
+    let clients = program.clients(address, CLIENTS);
+    server.freeze();
+    clients.wait_for(50).await;
+    program.kill();
+    server.thaw();
+    seen.extend(clients.stop().await);
+    program.start();
+    program.stop();
+    program.check(&seen).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_costs_disk_and_not_memory() {
+    let (directory, name) = postgres::new_database();
+    let direct = format!("postgres://postgres@localhost/{name}?host={}", directory.display());
+    let cutter = Cutter::start(directory);
+    let upstream = upstream();
+    let mut program = Program::new(Some(&direct), Some(&cutter.url(&name)), &upstream.base_url(), "batch = 100");
+    let address = program.start();
+    let clients = program.clients(address, 2 * CLIENTS);
+    clients.wait_for(500).await;
+    cutter.set(Mode::Refuse);
+    clients.wait_for(clients.count() + 500).await;
+    let (bytes, resident) = (used(&program.journal()), program.resident_kb());
+    clients.wait_for(clients.count() + 5_000).await;
+    let (bytes_after, resident_after) = (used(&program.journal()), program.resident_kb());
+    // Five thousand entries are 1.5 MB. That much memory, twice over, is what heaps do by themselves.
+    assert!(bytes_after > bytes + 1_000_000, "{bytes_after} after {bytes}");
+    assert!(resident_after < resident + 3_000, "{resident_after} KiB after {resident}");
+    cutter.set(Mode::Pass);
+    let seen = clients.stop().await;
+    let (start, store) = (Instant::now(), tollgate::store::Store::open(&direct).await.unwrap());
+    while rows(&store).await.len() < seen.len() {
+        assert!(start.elapsed() < PATIENCE, "the backlog is not gone");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    store.close().await;
+    program.stop();
+    program.check(&seen).await;
+    assert!(bytes_in(&program.journal()) < 40 << 20, "what is booked is removed");
+}
+
+/// Bytes of entries in a journal: segments are made with more room than is used.
+fn used(journal: &Path) -> usize {
+    let segments = std::fs::read_dir(journal).unwrap().map(|entry| entry.unwrap().path());
+    let segments = segments.filter(|path| path.extension().is_some_and(|extension| extension == "journal"));
+    segments.map(|path| std::fs::read(path).unwrap().iter().filter(|byte| **byte != 0).count()).sum()
+}
