@@ -19,7 +19,6 @@ mod redis_url;
 mod server;
 mod suggest;
 mod table;
-mod units;
 mod upstreams;
 mod validate;
 
@@ -41,6 +40,7 @@ use tollgate_core::{
     retry,
     secret::Secret,
     snapshot::ModelInfo,
+    units,
     upstream::{BaseUrl, Handling, ModelEntry, UpstreamKind},
 };
 

@@ -21,7 +21,7 @@ use super::{
     raw::{Findings, Reader},
     server,
     table::Table,
-    units::{parse_duration, parse_size, show_duration, show_size},
+    units::{parse_duration_within, parse_size, show_size},
     upstreams,
 };
 
@@ -149,12 +149,7 @@ pub(super) fn duration(
     default: Duration,
     range: RangeInclusive<Duration>,
 ) -> Duration {
-    let within = |duration: Duration| {
-        let (least, most) = (show_duration(*range.start()), show_duration(*range.end()));
-        let message = || format!("{} is not between {least} and {most}", show_duration(duration));
-        range.contains(&duration).then_some(duration).ok_or_else(message)
-    };
-    table.text(name, |text| parse_duration(text).and_then(within)).unwrap_or(default)
+    table.text(name, |text| parse_duration_within(text, range)).unwrap_or(default)
 }
 
 /// A size within `range`, in bytes.

@@ -21,6 +21,7 @@ pub mod retry;
 pub mod route;
 pub mod secret;
 pub mod snapshot;
+pub mod units;
 pub mod upstream;
 pub mod usage;
 pub mod user;
