@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -166,16 +167,17 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     });
     let fixed = Fixed {
         upstreams: file_upstreams(&config.upstreams, &fernet)?,
+        credential_files: config.upstreams.iter().filter_map(credential_file).collect(),
         models: config.models.clone(),
         handling: config.upstream_defaults,
         strategy: config.pool.strategy,
         breaker: config.breaker,
         fernet,
     };
-    let refresh = Refresh::new(Arc::clone(&shared), url.to_owned(), fixed);
+    let refresh = Refresh::new(Arc::clone(&shared), config.store.url.clone(), fixed);
     refresh.step(&store).await?;
     let writer = UsageWriter::new(Arc::clone(&shared), url.to_owned(), config.usage.flush_interval);
-    let limits = Limits::new(Arc::clone(&shared), url.to_owned());
+    let limits = Limits::new(Arc::clone(&shared), config.store.url.clone());
     limits.load(&store).await?;
     store.close().await;
     Ok((shared, refresh, writer, limits))
@@ -191,7 +193,7 @@ pub fn file_upstreams(specs: &[UpstreamSpec], fernet: &FernetKeys) -> anyhow::Re
 
 fn file_upstream(spec: &UpstreamSpec, fernet: &FernetKeys) -> anyhow::Result<Upstream> {
     let credential: Secret = match &spec.credential {
-        CredentialSource::Plain(secret) => secret.clone(),
+        CredentialSource::Plain(secret) | CredentialSource::File { secret, .. } => secret.clone(),
         CredentialSource::Fernet(token) => fernet.decrypt(token).with_context(|| {
             format!("upstream {:?}: credential: no key of [secrets] fernet_keys_file decrypts it", spec.name)
         })?,
@@ -210,6 +212,13 @@ fn file_upstream(spec: &UpstreamSpec, fernet: &FernetKeys) -> anyhow::Result<Ups
         ca_pem: spec.ca_pem.clone(),
         disabled: spec.disabled,
     })
+}
+
+fn credential_file(spec: &UpstreamSpec) -> Option<(String, PathBuf)> {
+    match &spec.credential {
+        CredentialSource::File { path, .. } => Some((spec.name.clone(), path.clone())),
+        _ => None,
+    }
 }
 
 fn server_conf(config: &Config) -> ServerConf {

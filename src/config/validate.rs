@@ -196,7 +196,8 @@ mod tests {
         let full = annotated_in_full();
         let (_, findings) = read(Some(Path::new("full")), &full, &|_| Some("A".repeat(43) + "="));
         let problems: Vec<String> = findings.problems.iter().map(|p| p.setting.clone()).collect();
-        assert_eq!(problems, ["upstream[2].ca_file"], "only the file that is not there: {:#?}", findings.problems);
+        let not_there = ["upstream[2].credential_file", "upstream[2].ca_file"];
+        assert_eq!(problems, not_there, "only the files that are not there: {:#?}", findings.problems);
 
         let written: toml::Table = full.parse().unwrap();
         let mut missing = Vec::new();
