@@ -9,6 +9,7 @@ pub mod allowance;
 pub mod azure;
 pub mod breaker;
 pub mod denial;
+pub mod exposition;
 pub mod glob;
 pub mod health;
 pub mod id;
