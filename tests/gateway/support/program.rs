@@ -1,0 +1,156 @@
+//! The real program, run as people run it: in a directory of its own, with an environment of its own.
+
+use std::{
+    fs,
+    io::{Read, Write},
+    net::SocketAddr,
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use super::{
+    gateway::PATIENCE,
+    process::{Process, log},
+};
+
+/// A directory with a configuration, `tollgate.toml`.
+pub(crate) struct Program {
+    directory: TempDir,
+    environment: Vec<(&'static str, String)>,
+}
+
+/// What a run left behind.
+pub(crate) struct Run {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Program {
+    /// `DIR` in the configuration stands for the directory.
+    pub(crate) fn new(config: &str) -> Self {
+        let directory = tempfile::Builder::new().prefix("tollgate-program-").tempdir().unwrap();
+        let program = Self { directory, environment: Vec::new() };
+        program.write("tollgate.toml", config);
+        program
+    }
+
+    /// Sets a variable of its environment.
+    pub(crate) fn variable(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.retain(|(known, _)| *known != name);
+        self.environment.push((name, value.to_owned()));
+        self
+    }
+
+    /// Its directory.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Writes a file of its directory.
+    pub(crate) fn write(&self, name: &str, content: &str) {
+        let directory = self.directory().display().to_string();
+        fs::write(self.directory().join(name), content.replace("DIR", &directory)).unwrap();
+    }
+
+    fn command(&self, config: &str, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
+        command.arg("--config").arg(self.directory().join(config)).args(line.split_whitespace());
+        command.env_clear().envs(self.environment.iter().cloned()).current_dir(self.directory());
+        command
+    }
+
+    /// Runs it to its end, with `input` on standard input. Panics if it does not come to one.
+    pub(crate) fn run(&self, line: &str, input: &str) -> Run {
+        self.run_with("tollgate.toml", line, input)
+    }
+
+    /// The same, with another configuration of its directory.
+    pub(crate) fn run_with(&self, config: &str, line: &str, input: &str) -> Run {
+        let mut command = self.command(config, line);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program is built with its tests");
+        // One that ends without reading is fine.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let all = |from: &mut dyn Read| {
+            let mut text = String::new();
+            from.read_to_string(&mut text).unwrap();
+            text
+        };
+        std::thread::scope(|scope| {
+            let stderr = scope.spawn(move || all(&mut stderr));
+            let stdout = scope.spawn(move || all(&mut stdout));
+            let start = Instant::now();
+            let status = loop {
+                match child.try_wait().unwrap() {
+                    Some(status) => break Some(status),
+                    None if start.elapsed() > PATIENCE => break None,
+                    None => std::thread::sleep(std::time::Duration::from_millis(5)),
+                }
+            };
+            let _ = child.kill();
+            let _ = child.wait();
+            let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+            let status = status.unwrap_or_else(|| panic!("{line} does not end:\n{stdout}\n{stderr}"));
+            Run { code: status.code().unwrap_or(-1), stdout, stderr }
+        })
+    }
+
+    /// Starts `serve`.
+    pub(crate) fn serve(&self) -> Serving<'_> {
+        let process = Process::start(self.command("tollgate.toml", "serve"), self.directory(), "it is built");
+        let mut serving = Serving { program: self, process };
+        let start = Instant::now();
+        while !serving.log().contains(" serving ") {
+            let has_ended = serving.process.has_ended();
+            assert!(!has_ended && start.elapsed() < PATIENCE, "it does not start:\n{}", serving.log());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        serving
+    }
+}
+
+/// A gateway in a process of its own.
+pub(crate) struct Serving<'p> {
+    program: &'p Program,
+    process: Process,
+}
+
+impl Serving<'_> {
+    /// Everything it said so far.
+    pub(crate) fn log(&self) -> String {
+        log(self.program.directory())
+    }
+
+    /// Its plain listener.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.address("plain=[")
+    }
+
+    /// Its admin listener.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.address("admin=Some(")
+    }
+
+    fn address(&self, before: &str) -> SocketAddr {
+        let log = self.log();
+        let found = log.lines().find_map(|line| line.split_once(before)?.1.split([']', ')']).next());
+        found.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no {before} in {log}"))
+    }
+
+    /// Asks it to end, waits until it has, and gives everything it said.
+    pub(crate) fn stop(mut self) -> String {
+        self.process.signal(Signal::TERM);
+        let start = Instant::now();
+        while !self.process.has_ended() {
+            assert!(start.elapsed() < PATIENCE, "it does not end:\n{}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        self.log()
+    }
+}
