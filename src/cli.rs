@@ -17,7 +17,6 @@ use tollgate_core::{
 
 use crate::{
     args::{CREDENTIAL_VARIABLE, Verb},
-    credential,
     secrets::FernetKeys,
     store::Store,
 };
@@ -38,6 +37,9 @@ mod user;
 
 use output::Output;
 pub use secret::generate as generate_secret;
+
+/// Longest line that is read for a secret, in bytes.
+const LINE: usize = 16 * 1024;
 
 /// What the verbs work with.
 pub struct CliContext<'a> {
@@ -131,9 +133,10 @@ impl SecretSource<'_> {
         if self.is_terminal {
             write!(std::io::stderr(), "{what} (it shows while you type), then Enter: ")?;
         }
-        let mut line = zeroize::Zeroizing::new(String::new());
+        // Large enough from the start: a text that grows leaves copies behind.
+        let mut line = zeroize::Zeroizing::new(String::with_capacity(LINE));
         self.input
-            .take(credential::MAX_BYTES)
+            .take(LINE as u64)
             .read_line(&mut line)
             .with_context(|| format!("the {what} cannot be read from standard input"))?;
         check_credential(&Secret::new(std::mem::take(&mut *line)))

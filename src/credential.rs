@@ -16,7 +16,7 @@ use tollgate_core::secret::{Secret, Unsendable};
 use zeroize::Zeroizing;
 
 /// Longest credential that is read, in bytes.
-pub const MAX_BYTES: u64 = 16 * 1024;
+const MAX_BYTES: u64 = 16 * 1024;
 /// How old the time of a file must be before an equal time means that nothing changed.
 const SETTLED: Duration = Duration::from_secs(2);
 

@@ -146,6 +146,7 @@ struct Answer {
     status: StatusCode,
     headers: HeaderMap,
     body: Vec<u8>,
+    took: Duration,
 }
 
 /// The models that `upstream` lists, in their order.
@@ -160,13 +161,14 @@ pub async fn list_models(upstream: &Upstream) -> Result<Vec<String>, ProviderErr
 /// Asks `upstream` for its models and looks at everything that its answer says.
 pub async fn examine(upstream: &Upstream) -> Examined {
     let began = Instant::now();
-    let answer = ask(upstream).await;
-    let latency = began.elapsed();
-    match answer {
-        Err(error) => Examined { models: Err(error), latency, account: None, limits: Report::default() },
+    match ask(upstream).await {
+        Err(error) => {
+            let latency = began.elapsed();
+            Examined { models: Err(error), latency, account: None, limits: Report::default() }
+        }
         Ok(answer) => Examined {
             models: models(answer.status, &answer.body).ok_or_else(|| refused(upstream, &answer)),
-            latency,
+            latency: answer.took,
             account: Standing::of(answer.status, &answer.body),
             limits: Report::parse(&answer.headers),
         },
@@ -182,10 +184,13 @@ async fn exchange(upstream: &Upstream) -> Result<Answer, ProviderError> {
     let timeouts = Timeouts { connect: PATIENCE, first_byte: PATIENCE, chunk: PATIENCE, total: None };
     let hasty = Upstream { handling: Handling { timeouts, ..upstream.handling }, ..upstream.clone() };
     let peer = Peer::try_new(&hasty).map_err(ProviderError::Settings)?;
+    // It reads the system's certificates, which is no time of the provider's.
+    let connector = Connector::new(None);
+    let began = Instant::now();
     let address = peer.connect_to(None).await;
     let address = address.map_err(|source| ProviderError::Resolve { host: upstream.base_url.host.clone(), source })?;
     let path = path(upstream);
-    let mut session = connect(&address, authority).await?;
+    let mut session = connect(&connector, &address, authority).await?;
     let broke = |source| ProviderError::Exchange { authority: authority.clone(), source };
     session.write_request_header(Box::new(request(upstream, &path).map_err(broke)?)).await.map_err(broke)?;
     session.finish_request_body().await.map_err(broke)?;
@@ -194,11 +199,11 @@ async fn exchange(upstream: &Upstream) -> Result<Answer, ProviderError> {
     let (status, headers) = head.unwrap_or_default();
     let body = read_body(&mut session).await.map_err(broke)?;
     session.shutdown().await;
-    Ok(Answer { path, status, headers, body })
+    Ok(Answer { path, status, headers, body, took: began.elapsed() })
 }
 
-async fn connect(peer: &HttpPeer, authority: &str) -> Result<HttpSession, ProviderError> {
-    let session = Connector::<()>::new(None).get_http_session(peer).await;
+async fn connect(connector: &Connector<()>, peer: &HttpPeer, authority: &str) -> Result<HttpSession, ProviderError> {
+    let session = connector.get_http_session(peer).await;
     session.map(|(session, _)| session).map_err(|error| {
         let mend = match error.etype() {
             ErrorType::InvalidCert => {

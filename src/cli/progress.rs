@@ -17,6 +17,9 @@ impl Progress {
     /// Of something that has `total` parts.
     pub(super) fn of(total: usize, what: &str) -> Self {
         let bar = Self::if_watched(|| ProgressBar::new(u64::try_from(total).unwrap_or(u64::MAX)));
+        if matches!(bar, Self::Lines) {
+            bar.tell(&format!("{what}: {total}"));
+        }
         bar.styled("{msg} [{bar:40}] {pos}/{len}", what)
     }
 

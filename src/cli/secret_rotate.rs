@@ -48,7 +48,7 @@ pub(super) async fn run(ctx: Context<'_>, out: &mut Output<'_>) -> anyhow::Resul
 
 async fn rotate_all(ctx: Context<'_>) -> anyhow::Result<Count> {
     let all = ctx.store.credentials().await?;
-    let progress = Progress::of(all.len(), "credentials");
+    let progress = Progress::of(all.len(), "credentials to be encrypted with the first key");
     let mut count = Count::default();
     for credential in all {
         let name = credential.name.clone();

@@ -21,8 +21,8 @@ use crate::args::DrainArgs;
 
 /// How often the gateway is asked.
 const PERIOD: Duration = Duration::from_millis(250);
-/// How often in a row it must find nothing in flight.
-const CALM: u32 = 3;
+/// How often in a row it must find nothing in flight: longer, all together, than a request waits for an upstream by default.
+const CALM: u32 = 5;
 /// How often in a row it may leave us without an answer: at first, when there may be none, and later, when it may be busy.
 const SILENCE: [u32; 2] = [3, 20];
 

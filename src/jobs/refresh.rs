@@ -190,7 +190,7 @@ impl Refresh {
         match (self.fixed.fernet.decrypt(&stored.spec.credential), before) {
             (Ok(credential), _) => Ok(stored.to_upstream(credential, handling)),
             (Err(error), Some(before)) if before.base_url == stored.spec.base_url => {
-                tracing::error!(upstream = name, %error, "the new credential cannot be used: the old one stays");
+                tracing::error!(upstream = name, %error, "the credential in the database cannot be decrypted; the one before stays in use");
                 Ok(stored.to_upstream(before.credential.clone(), handling))
             }
             (Err(error), _) => Err(error).with_context(|| {

@@ -326,6 +326,46 @@ async fn draining_waits_for_what_is_in_flight() {
 }
 
 #[tokio::test]
+async fn draining_believes_only_a_gateway_that_has_seen_it() {
+    let mut cli = Cli::new().await;
+    cli.run("upstream add --name stored", "sk-1").await.unwrap();
+    let metrics = |state: &str, in_flight: u32| {
+        let text = format!(
+            "tollgate_upstream_in_flight{{upstream=\"stored\"}} {in_flight}\n\
+             tollgate_upstream_state{{state=\"{state}\",upstream=\"stored\"}} 1\n"
+        );
+        Answer::text(200, "text/plain", text)
+    };
+    let unaware = Upstream::start(metrics("closed", 0));
+    cli.admin = Some(unaware.addr());
+    let (_, error, exit) = cli.fails_with("upstream drain stored --timeout 1s", "").await;
+    assert!(error.contains("the gateway has not seen yet that it is disabled") && exit == 1, "{error}");
+
+    // Nothing once is no proof: a request may have been about to come.
+    let calm = || metrics("disabled", 0);
+    let late = Upstream::start([calm(), metrics("disabled", 1), calm(), calm(), calm(), calm(), calm()]);
+    cli.admin = Some(late.addr());
+    assert_eq!(cli.json("upstream drain stored").await["drained"], true);
+    assert_eq!(late.received().len(), 7);
+
+    // One that does not know it has nothing in flight there.
+    let other = Upstream::start(Answer::text(200, "text/plain", "tollgate_store_up 1\n"));
+    cli.admin = Some(other.addr());
+    assert_eq!(cli.json("upstream drain stored").await["drained"], true);
+
+    // One that ends while we wait.
+    let mut first = Some(metrics("disabled", 2));
+    let ending = Upstream::start(Script::by(move |_| first.take().unwrap_or_else(Answer::reset)));
+    cli.admin = Some(ending.addr());
+    let (printed, error, exit) = cli.fails_with("upstream drain stored --json", "").await;
+    assert!(printed.contains("\"in_flight\":2") && printed.contains("\"drained\":false"), "{printed}");
+    assert!(
+        error.contains("does not answer any more") && error.contains("2 attempts in flight") && exit == 1,
+        "{error}"
+    );
+}
+
+#[tokio::test]
 async fn an_operators_word_gives_a_quarantined_upstream_another_chance() {
     let refusing = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let asked = std::sync::Arc::clone(&refusing);
