@@ -34,6 +34,7 @@ use tollgate_core::{
     journal::entry::{Begin, End},
     limit::policy::Policy,
     retry::{Budget, Rules},
+    secret::Secret,
     snapshot::Snapshot,
     usage::{Attempt, Usage, UsageRecord, attempts_json},
 };
@@ -120,7 +121,7 @@ async fn writer(url: &str, batch: usize) -> anyhow::Result<f64> {
     let attempts = attempts();
     (0..ROWS).for_each(|_| journal.end(None, end(Uuid::now_v7(), &attempts), None));
     let shared = shared(journal, limiter)?;
-    let writer = UsageWriter::new(Arc::clone(&shared), url.to_owned(), Duration::from_millis(1), batch);
+    let writer = UsageWriter::new(Arc::clone(&shared), Secret::new(url.to_owned()), Duration::from_millis(1), batch);
     let store = Store::open(url).await?;
     store.migrate().await?;
     let began = Instant::now();

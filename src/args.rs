@@ -6,16 +6,14 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use tollgate_core::{
-    key::IpNet,
-    limit::ModelLimits,
-    upstream::{BaseUrl, ModelEntry, UpstreamKind},
-};
+use tollgate_core::{key::IpNet, limit::ModelLimits};
 
 use crate::{mock::MockArgs, store::GroupBy};
 
+mod upstream;
 mod value;
 
+pub use upstream::{DrainArgs, HandlingSettings, UpstreamRef, UpstreamSettings, UpstreamVerb};
 pub use value::{Allowed, Moment, Setting};
 
 /// The environment variable that `upstream add` takes the credential from, if it is set.
@@ -214,78 +212,6 @@ pub struct KeySettings {
     pub model_limits: Option<Vec<Setting<ModelLimits>>>,
 }
 
-/// `tollgate upstream`
-#[derive(Debug, Subcommand)]
-pub enum UpstreamVerb {
-    /// Add an upstream; its credential is read from standard input, or from TOLLGATE_UPSTREAM_CREDENTIAL
-    Add {
-        /// Unique name, the label in metrics
-        #[arg(long)]
-        name: String,
-        /// What is set.
-        #[command(flatten)]
-        settings: UpstreamSettings,
-    },
-    /// List all upstreams, those of the config file too
-    List,
-    /// Show one upstream (never its credential)
-    Show(UpstreamRef),
-    /// Change an upstream
-    Update {
-        /// Which upstream.
-        #[command(flatten)]
-        upstream: UpstreamRef,
-        /// New name
-        #[arg(long)]
-        name: Option<String>,
-        /// Read a new credential, as `upstream add` does
-        #[arg(long)]
-        new_credential: bool,
-        /// What is set.
-        #[command(flatten)]
-        settings: UpstreamSettings,
-    },
-    /// Give a disabled upstream work again
-    Enable(UpstreamRef),
-    /// Give an upstream no new work
-    Disable(UpstreamRef),
-    /// Remove an upstream and forget its credential
-    Remove(UpstreamRef),
-    /// Ask an upstream for its models, with its credential
-    Test(UpstreamRef),
-}
-
-/// Which upstream.
-#[derive(Clone, Debug, ClapArgs)]
-pub struct UpstreamRef {
-    /// Id or name
-    #[arg(value_name = "UPSTREAM")]
-    pub upstream: String,
-}
-
-/// What can be set of an upstream.
-#[derive(Clone, Debug, Default, PartialEq, ClapArgs)]
-pub struct UpstreamSettings {
-    /// How it wants to be spoken to: openai or azure [default: openai]
-    #[arg(long)]
-    pub kind: Option<UpstreamKind>,
-    /// Where it is [default: OpenAI itself]
-    #[arg(long, value_name = "URL", value_parser = BaseUrl::parse)]
-    pub base_url: Option<BaseUrl>,
-    /// What it serves: names, name=upstream-name pairs, or patterns with '*' [default: *]
-    #[arg(long, value_name = "MODEL,...", value_delimiter = ',', value_parser = ModelEntry::parse)]
-    pub models: Option<Vec<ModelEntry>>,
-    /// Share of the work among upstreams of the same priority, 0 to 1000 [default: 1]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1000))]
-    pub weight: Option<u32>,
-    /// Lower numbers are used first, 0 to 1000 [default: 0]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(..=1000))]
-    pub priority: Option<u32>,
-    /// Azure's api-version, such as 2024-10-21
-    #[arg(long, value_name = "VERSION", value_parser = value::api_version)]
-    pub api_version: Option<String>,
-}
-
 /// `tollgate usage`
 #[derive(Clone, Debug, ClapArgs)]
 pub struct UsageArgs {
@@ -359,6 +285,8 @@ pub struct AuditArgs {
 pub enum SecretVerb {
     /// Print a new Fernet key
     Generate,
+    /// Encrypt every credential in the database anew, with the first Fernet key; it may be broken off and repeated
+    Rotate,
     /// Read a secret from standard input and print it encrypted, to be used in the config file
     Encrypt,
 }
@@ -417,19 +345,42 @@ mod tests {
             "upstream list",
             "upstream show main",
             "upstream update main --new-credential --api-version 2024-10-21",
+            "upstream add --name a --connect-timeout 500ms --first-byte-timeout 2m --chunk-timeout 30s --total-timeout 0s",
+            "upstream update main --rpm 500 --tpm 0 --probe-interval 30s",
+            "upstream update main --connect-timeout default --rpm default --tpm default --probe-interval default",
             "upstream enable main",
             "upstream disable main",
+            "upstream drain main",
+            "upstream drain main --timeout 30s",
             "upstream remove main",
             "upstream test main",
             "usage --by day --since 2026-11-01 --until 2026-11-30",
             "audit --since 1h --user alice --key ci --model gpt-4o --status 429 --limit 5",
             "audit --follow",
             "secret generate",
+            "secret rotate --json",
             "secret encrypt",
             "mock --listen 127.0.0.1:0",
             "--json --config x.toml user list",
         ] {
             parse(line).unwrap_or_else(|kind| panic!("{line}: {kind}"));
+        }
+    }
+
+    #[test]
+    fn a_wrong_value_is_told_with_its_mend() {
+        for (line, says) in [
+            ("upstream add --name a --weight 1001", "1001 is not in 0..=1000"),
+            ("upstream add --name a --weight -1", "-1 is not in 0..=1000"),
+            ("upstream add --name a --connect-timeout -5s", "write a whole number and ms, s, m, h or d"),
+            ("upstream add --name a --connect-timeout 0s", "0s is not between 1ms and 1h"),
+            ("upstream update a --total-timeout none", "write 0s for none"),
+            ("upstream update a --probe-interval 200ms", "is less than 1s: a provider takes that for an attack"),
+            ("upstream update a --rpm unlimited", "is not a whole number per minute; 0: not known"),
+            ("upstream drain a --timeout 2d", "2d is not between 1s and 1d"),
+        ] {
+            let error = Args::try_parse_from(["tollgate"].into_iter().chain(line.split(' '))).expect_err(line);
+            assert!(error.to_string().contains(says), "{line}: {error}");
         }
     }
 
@@ -454,7 +405,19 @@ mod tests {
             ("upstream add --name a --base-url api.openai.com", ErrorKind::ValueValidation),
             ("upstream add --name a --models a=b*", ErrorKind::ValueValidation),
             ("upstream add --name a --weight 1001", ErrorKind::ValueValidation),
+            ("upstream add --name a --weight -1", ErrorKind::ValueValidation),
+            ("upstream add --name a --priority 1001", ErrorKind::ValueValidation),
             ("upstream add --name a --credential sk-1", ErrorKind::UnknownArgument),
+            ("upstream add --name a --connect-timeout 0s", ErrorKind::ValueValidation),
+            ("upstream add --name a --connect-timeout -5s", ErrorKind::ValueValidation),
+            ("upstream add --name a --first-byte-timeout 60", ErrorKind::ValueValidation),
+            ("upstream add --name a --chunk-timeout 2d", ErrorKind::ValueValidation),
+            ("upstream add --name a --total-timeout none", ErrorKind::ValueValidation),
+            ("upstream add --name a --probe-interval 999ms", ErrorKind::ValueValidation),
+            ("upstream add --name a --rpm -1", ErrorKind::ValueValidation),
+            ("upstream add --name a --tpm many", ErrorKind::ValueValidation),
+            ("upstream drain", ErrorKind::MissingRequiredArgument),
+            ("upstream drain a --timeout 0s", ErrorKind::ValueValidation),
             ("usage --by week", ErrorKind::InvalidValue),
             ("audit --limit 0", ErrorKind::ValueValidation),
             ("audit --follow --until 2026-01-01", ErrorKind::ArgumentConflict),

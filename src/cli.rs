@@ -5,11 +5,15 @@
 
 use std::{
     io::{BufRead, ErrorKind, Read, Write},
+    net::SocketAddr,
     sync::Arc,
 };
 
-use anyhow::Context;
-use tollgate_core::{secret::Secret, upstream::Upstream};
+use anyhow::{Context, bail};
+use tollgate_core::{
+    secret::{Secret, Unsendable, check_sendable},
+    upstream::{Handling, Upstream},
+};
 
 use crate::{
     args::{CREDENTIAL_VARIABLE, Verb},
@@ -21,16 +25,21 @@ mod audit;
 mod init;
 mod key;
 mod output;
+mod progress;
+mod running;
 mod secret;
+mod secret_rotate;
 mod upstream;
+mod upstream_drain;
+mod upstream_test;
 mod usage;
 mod user;
 
 use output::Output;
 pub use secret::generate as generate_secret;
 
-/// Longest secret that is read, in bytes.
-const MAX_SECRET: u64 = 16 * 1024;
+/// Longest line that is read for a secret, in bytes.
+const LINE: usize = 16 * 1024;
 
 /// What the verbs work with.
 pub struct CliContext<'a> {
@@ -40,6 +49,12 @@ pub struct CliContext<'a> {
     pub fernet: FernetKeys,
     /// The upstreams of the config file.
     pub file_upstreams: &'a [Arc<Upstream>],
+    /// The encrypted credentials of the config file, with the names of their upstreams.
+    pub encrypted_in_file: &'a [(&'a str, &'a str)],
+    /// How upstreams are handled that do not say otherwise.
+    pub handling: Handling,
+    /// Where the running gateway tells of itself; `None`: nowhere.
+    pub admin: Option<SocketAddr>,
     /// Who does it, for `admin_log`, such as `cli:alice`.
     pub actor: String,
     /// Where a credential comes from.
@@ -76,19 +91,24 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 /// # Errors
 /// A sentence for the person at the command line, which names the mend; [`exit_code`] says how the process should end.
 pub async fn run(verb: Verb, ctx: CliContext<'_>) -> anyhow::Result<()> {
-    let CliContext { store, fernet, file_upstreams, actor, secret, json, out } = ctx;
+    let CliContext { store, fernet, file_upstreams, encrypted_in_file, handling, admin, actor, secret, json, out } =
+        ctx;
     let mut out = Output { json, to: out };
     let done = match verb {
         Verb::Init(args) => init::run(&args, &store, &fernet, &actor, &mut out).await,
         Verb::User(verb) => user::run(verb, &store, &actor, &mut out).await,
         Verb::Key(verb) => key::run(verb, &store, &actor, &mut out).await,
         Verb::Upstream(verb) => {
-            let ctx = upstream::Context { store: &store, fernet: &fernet, file_upstreams, actor: &actor };
+            let (running, actor) = (running::Running(admin), &actor);
+            let ctx = upstream::Context { store: &store, fernet: &fernet, file_upstreams, handling, running, actor };
             upstream::run(verb, ctx, secret, &mut out).await
         }
         Verb::Usage(args) => usage::run(&args, &store, &mut out).await,
         Verb::Audit(args) => audit::run(args, &store, &mut out).await,
-        Verb::Secret(verb) => secret::run(&verb, &fernet, secret, &mut out),
+        Verb::Secret(verb) => {
+            let ctx = secret::Context { store: &store, fernet: &fernet, in_file: encrypted_in_file, actor: &actor };
+            secret::run(&verb, ctx, secret, &mut out).await
+        }
     };
     match done {
         // Whoever read the output has seen enough: `tollgate audit | head`.
@@ -113,9 +133,10 @@ impl SecretSource<'_> {
         if self.is_terminal {
             write!(std::io::stderr(), "{what} (it shows while you type), then Enter: ")?;
         }
-        let mut line = zeroize::Zeroizing::new(String::new());
+        // Large enough from the start: a text that grows leaves copies behind.
+        let mut line = zeroize::Zeroizing::new(String::with_capacity(LINE));
         self.input
-            .take(MAX_SECRET)
+            .take(LINE as u64)
             .read_line(&mut line)
             .with_context(|| format!("the {what} cannot be read from standard input"))?;
         check_credential(&Secret::new(std::mem::take(&mut *line)))
@@ -126,12 +147,11 @@ impl SecretSource<'_> {
 /// Takes white space from the ends of a credential and makes sure that it can be sent in a header.
 fn check_credential(secret: &Secret) -> anyhow::Result<Secret> {
     let text = secret.expose().trim();
-    anyhow::ensure!(!text.is_empty(), "is empty: pipe it in, or set {CREDENTIAL_VARIABLE}");
-    anyhow::ensure!(
-        text.bytes().all(|byte| byte.is_ascii_graphic()),
-        "contains white space or characters that cannot be sent in a header: was more than the secret copied?"
-    );
-    Ok(Secret::new(text.to_owned()))
+    match check_sendable(text.as_bytes()) {
+        Ok(()) => Ok(Secret::new(text.to_owned())),
+        Err(Unsendable::Empty) => bail!("is empty: pipe it in, or set {CREDENTIAL_VARIABLE}"),
+        Err(unsendable) => bail!("{unsendable}: was more than the secret copied?"),
+    }
 }
 
 #[cfg(test)]

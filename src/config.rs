@@ -19,7 +19,6 @@ mod redis_url;
 mod server;
 mod suggest;
 mod table;
-mod units;
 mod upstreams;
 mod validate;
 
@@ -41,8 +40,10 @@ use tollgate_core::{
     retry,
     secret::Secret,
     snapshot::ModelInfo,
+    units,
     upstream::{BaseUrl, Handling, ModelEntry, UpstreamKind},
 };
+use zeroize::Zeroizing;
 
 pub use self::{
     check::check,
@@ -270,14 +271,22 @@ pub enum CredentialSource {
     Plain(Secret),
     /// A Fernet token, without the `fernet:` before it. One of [`Secrets::fernet_keys`] decrypts it.
     Fernet(String),
+    /// A file that holds it, and may come to hold another one.
+    File {
+        /// Where it is.
+        path: PathBuf,
+        /// What it held when it was read.
+        secret: Secret,
+    },
 }
 
 impl fmt::Debug for CredentialSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Plain(_) => "Plain([secret])",
-            Self::Fernet(_) => "Fernet([token])",
-        })
+        match self {
+            Self::Plain(_) => f.write_str("Plain([secret])"),
+            Self::Fernet(_) => f.write_str("Fernet([token])"),
+            Self::File { path, .. } => write!(f, "File({path:?})"),
+        }
     }
 }
 
@@ -316,7 +325,8 @@ pub fn load(path: Option<&Path>, env: Env<'_>) -> Result<Config, ConfigErrors> {
     let default = Path::new(DEFAULT_FILE);
     let file = path.or_else(|| default.exists().then_some(default));
     let Some(file) = file else { return parse(None, "", env) };
-    match files::read_text(file) {
+    // It may hold secrets in clear text.
+    match files::read_text(file).map(Zeroizing::new) {
         Ok(text) => parse(Some(file), &text, env),
         Err(message) => {
             let problem = Problem { file: file.display().to_string(), line: None, setting: String::new(), message };

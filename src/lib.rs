@@ -7,6 +7,7 @@ pub mod args;
 pub mod cli;
 pub mod config;
 pub mod connector;
+pub mod credential;
 pub mod drain;
 pub mod estimate;
 pub mod jobs;

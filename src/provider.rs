@@ -1,17 +1,27 @@
 //! Asking a provider which models it lists: a real request with the upstream's own address and credential, made with
 //! Pingora's connector, so that it meets the same resolver, certificates and proxies as the data plane.
+//!
+//! What the answer says besides, of the account and its limits, is what `upstream test` shows. A provider that lists models may
+//! still refuse to work (OpenAI lists them to accounts without quota), so "ok" means that the credential is accepted.
 
-use std::{io, time::Duration};
+use std::{
+    io,
+    time::{Duration, Instant},
+};
 
-use http::{HeaderValue, Method, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use pingora::http::RequestHeader;
 use pingora_core::{
     Error, ErrorType, connectors::http::Connector, protocols::http::client::HttpSession, upstreams::peer::HttpPeer,
 };
 use serde::Deserialize;
 use tollgate_core::{
-    azure, openai,
+    allowance::Report,
+    azure,
+    breaker::Outcome,
+    openai,
     upstream::{Handling, Timeouts, Upstream, UpstreamKind},
+    verdict::{ErrorBody, trouble},
 };
 use zeroize::Zeroizing;
 
@@ -81,35 +91,119 @@ struct Model {
     id: String,
 }
 
+/// How an account stands, as far as an answer tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The credential is accepted.
+    Ok,
+    /// The credential is not accepted: 401 or 403.
+    Refused,
+    /// The quota is used up.
+    Exhausted,
+    /// It is at its rate limit: 429.
+    RateLimited,
+}
+
+impl Standing {
+    /// The word for it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Refused => "refused",
+            Self::Exhausted => "exhausted",
+            Self::RateLimited => "rate_limited",
+        }
+    }
+
+    /// What a status and the body of an answer say; nothing, if they are about something else.
+    fn of(status: StatusCode, body: &[u8]) -> Option<Self> {
+        match trouble(status.as_u16(), &ErrorBody::parse(body), None).outcome {
+            _ if status == StatusCode::OK => models(status, body).map(|_| Self::Ok),
+            Outcome::Refused => Some(Self::Refused),
+            Outcome::Exhausted => Some(Self::Exhausted),
+            Outcome::Limited { .. } => Some(Self::RateLimited),
+            _ => None,
+        }
+    }
+}
+
+/// All that one question brings to light.
+#[derive(Debug)]
+pub struct Examined {
+    /// The models that it lists, or why it does not.
+    pub models: Result<Vec<String>, ProviderError>,
+    /// From the look-up of its name to the last byte of its answer.
+    pub latency: Duration,
+    /// How the account stands; `None`: nobody said.
+    pub account: Option<Standing>,
+    /// What it says of the account's limits.
+    pub limits: Report,
+}
+
+struct Answer {
+    path: String,
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+    took: Duration,
+}
+
 /// The models that `upstream` lists, in their order.
 ///
 /// # Errors
 /// Says what is wrong with the address, the connection, or the credential.
 pub async fn list_models(upstream: &Upstream) -> Result<Vec<String>, ProviderError> {
-    tokio::time::timeout(PATIENCE, ask(upstream)).await.map_err(|_| ProviderError::Slow)?
+    let answer = ask(upstream).await?;
+    models(answer.status, &answer.body).ok_or_else(|| refused(upstream, &answer))
 }
 
-async fn ask(upstream: &Upstream) -> Result<Vec<String>, ProviderError> {
+/// Asks `upstream` for its models and looks at everything that its answer says.
+pub async fn examine(upstream: &Upstream) -> Examined {
+    let began = Instant::now();
+    match ask(upstream).await {
+        Err(error) => {
+            let latency = began.elapsed();
+            Examined { models: Err(error), latency, account: None, limits: Report::default() }
+        }
+        Ok(answer) => Examined {
+            models: models(answer.status, &answer.body).ok_or_else(|| refused(upstream, &answer)),
+            latency: answer.took,
+            account: Standing::of(answer.status, &answer.body),
+            limits: Report::parse(&answer.headers),
+        },
+    }
+}
+
+async fn ask(upstream: &Upstream) -> Result<Answer, ProviderError> {
+    tokio::time::timeout(PATIENCE, exchange(upstream)).await.map_err(|_| ProviderError::Slow)?
+}
+
+async fn exchange(upstream: &Upstream) -> Result<Answer, ProviderError> {
     let authority = &upstream.base_url.authority;
     let timeouts = Timeouts { connect: PATIENCE, first_byte: PATIENCE, chunk: PATIENCE, total: None };
     let hasty = Upstream { handling: Handling { timeouts, ..upstream.handling }, ..upstream.clone() };
     let peer = Peer::try_new(&hasty).map_err(ProviderError::Settings)?;
+    // It reads the system's certificates, which is no time of the provider's.
+    let connector = Connector::new(None);
+    let began = Instant::now();
     let address = peer.connect_to(None).await;
     let address = address.map_err(|source| ProviderError::Resolve { host: upstream.base_url.host.clone(), source })?;
     let path = path(upstream);
-    let mut session = connect(&address, authority).await?;
+    let mut session = connect(&connector, &address, authority).await?;
     let broke = |source| ProviderError::Exchange { authority: authority.clone(), source };
     session.write_request_header(Box::new(request(upstream, &path).map_err(broke)?)).await.map_err(broke)?;
     session.finish_request_body().await.map_err(broke)?;
     session.read_response_header().await.map_err(broke)?;
-    let status = session.response_header().map(|head| head.status).unwrap_or_default();
+    let head = session.response_header().map(|head| (head.status, head.headers.clone()));
+    let (status, headers) = head.unwrap_or_default();
     let body = read_body(&mut session).await.map_err(broke)?;
     session.shutdown().await;
-    models(status, &body).ok_or_else(|| refused(upstream, path, status, &body))
+    Ok(Answer { path, status, headers, body, took: began.elapsed() })
 }
 
-async fn connect(peer: &HttpPeer, authority: &str) -> Result<HttpSession, ProviderError> {
-    let session = Connector::<()>::new(None).get_http_session(peer).await;
+async fn connect(connector: &Connector<()>, peer: &HttpPeer, authority: &str) -> Result<HttpSession, ProviderError> {
+    let session = connector.get_http_session(peer).await;
     session.map(|(session, _)| session).map_err(|error| {
         let mend = match error.etype() {
             ErrorType::InvalidCert => {
@@ -163,15 +257,21 @@ fn models(status: StatusCode, body: &[u8]) -> Option<Vec<String>> {
     Some(list.data.into_iter().map(|model| model.id).collect())
 }
 
-fn refused(upstream: &Upstream, path: String, status: StatusCode, body: &[u8]) -> ProviderError {
-    let mend = match status.as_u16() {
-        200 => "this is no list of models; check the path of base_url\n",
-        401 | 403 => "the credential is not accepted; renew it with `tollgate upstream update --new-credential`\n",
-        404 => "nothing is there; check the path of base_url (and api_version)\n",
-        429 => "the account is out of its limits or its quota\n",
+fn refused(upstream: &Upstream, answer: &Answer) -> ProviderError {
+    let (status, body) = (answer.status, &answer.body);
+    let mend = match (Standing::of(status, body), status.as_u16()) {
+        (Some(Standing::Exhausted), _) => "the quota of the account is used up; top it up or raise its budget\n",
+        (Some(Standing::RateLimited), _) => "the account is at its rate limit\n",
+        (_, 401) => "the credential is not accepted; renew it with `tollgate upstream update --new-credential`\n",
+        (_, 403) => {
+            "the credential may not do this: check its permissions, and from where it may be used, or renew it with \
+             `tollgate upstream update --new-credential`\n"
+        }
+        (_, 200) => "this is no list of models; check the path of base_url\n",
+        (_, 404) => "nothing is there; check the path of base_url (and api_version)\n",
         _ => "the provider cannot answer now\n",
     };
     let text = String::from_utf8_lossy(body).replace(upstream.credential.expose(), "[secret]");
     let text = text.chars().take(SHOWN).filter(|c| !c.is_control() || *c == '\n').collect();
-    ProviderError::Refused { path, status, mend, text }
+    ProviderError::Refused { path: answer.path.clone(), status, mend, text }
 }

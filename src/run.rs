@@ -13,7 +13,7 @@ use tollgate_core::secret::Secret;
 use crate::{
     args::{Args, CREDENTIAL_VARIABLE, Command, SecretVerb, Verb},
     cli::{self, CliContext, SecretSource},
-    config::{self, Config, Env},
+    config::{self, Config, CredentialSource, Env, UpstreamSpec},
     drain::Signals,
     mock, secrets,
     server::{Assembly, file_upstreams},
@@ -69,11 +69,15 @@ async fn work(verb: Verb, config: &Config, env: Env<'_>, json: bool) -> anyhow::
     store.migrate().await?;
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
     let file_upstreams = file_upstreams(&config.upstreams, &fernet)?;
+    let encrypted_in_file: Vec<_> = config.upstreams.iter().filter_map(encrypted).collect();
     let input = io::stdin();
     let context = CliContext {
         store: store.clone(),
         fernet,
         file_upstreams: &file_upstreams,
+        encrypted_in_file: &encrypted_in_file,
+        handling: config.upstream_defaults,
+        admin: config.server.admin_listen.filter(|address| address.port() != 0),
         actor: format!("cli:{}", env("USER").filter(|user| !user.is_empty()).unwrap_or_else(|| "unknown".to_owned())),
         secret: SecretSource {
             environment: env(CREDENTIAL_VARIABLE).map(Secret::new),
@@ -86,6 +90,13 @@ async fn work(verb: Verb, config: &Config, env: Env<'_>, json: bool) -> anyhow::
     let done = cli::run(verb, context).await;
     store.close().await;
     done
+}
+
+fn encrypted(upstream: &UpstreamSpec) -> Option<(&str, &str)> {
+    match &upstream.credential {
+        CredentialSource::Fernet(token) => Some((&upstream.name, token)),
+        _ => None,
+    }
 }
 
 fn on_runtime(future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {

@@ -135,6 +135,23 @@ impl FernetKeys {
         self.0[0].0.encrypt(secret.expose().as_bytes())
     }
 
+    /// Did the first key encrypt it? Then the others are not needed for it.
+    #[must_use]
+    pub fn is_current(&self, ciphertext: &str) -> bool {
+        self.0[0].0.decrypt(ciphertext).map(Zeroizing::new).is_ok()
+    }
+
+    /// The same secret, encrypted with the first key; `None`: it is already.
+    ///
+    /// # Errors
+    /// [`SecretsError::Undecryptable`].
+    pub fn rotate(&self, ciphertext: &str) -> Result<Option<String>, SecretsError> {
+        if self.is_current(ciphertext) {
+            return Ok(None);
+        }
+        self.decrypt(ciphertext).map(|secret| Some(self.encrypt(&secret)))
+    }
+
     /// Decrypts what any of the keys encrypted.
     ///
     /// # Errors
@@ -163,6 +180,19 @@ impl FernetKeys {
         match self.decrypt(&kept) {
             Ok(text) if text.expose() == CHECK_TEXT => Ok(()),
             _ => Err(SecretsError::DoNotFit),
+        }
+    }
+
+    /// Encrypts the value that tells whether keys fit this database with the first key, so that it will do alone.
+    ///
+    /// # Errors
+    /// [`SecretsError::Undecryptable`], or the database's.
+    pub async fn rotate_check(&self, store: &Store) -> Result<(), SecretsError> {
+        let Some(kept) = store.meta(CHECK).await? else { return Ok(()) };
+        match self.rotate(&kept)? {
+            // Somebody else who did it at the same time did it as well.
+            Some(rotated) => Ok(store.replace_meta(CHECK, &kept, &rotated).await?),
+            None => Ok(()),
         }
     }
 }
@@ -229,6 +259,20 @@ mod tests {
         assert!(by_new.starts_with("gAAAA") && !by_new.contains("sk-2"));
         assert_eq!(FernetKeys::try_new([&new]).unwrap().decrypt(&by_new).unwrap().expose(), "sk-2");
         assert!(matches!(FernetKeys::try_new([&old]).unwrap().decrypt(&by_new), Err(SecretsError::Undecryptable)));
+    }
+
+    #[test]
+    fn a_secret_is_rotated_to_the_first_key_once() {
+        let (old, new) = (generate_key(), generate_key());
+        let by_old = FernetKeys::try_new([&old]).unwrap().encrypt(&secret("sk-1"));
+        let both = FernetKeys::try_new([&new, &old]).unwrap();
+        assert!(!both.is_current(&by_old));
+        let by_new = both.rotate(&by_old).unwrap().unwrap();
+        assert_eq!(FernetKeys::try_new([&new]).unwrap().decrypt(&by_new).unwrap().expose(), "sk-1");
+        assert!(both.is_current(&by_new));
+        assert_eq!(both.rotate(&by_new).unwrap(), None);
+        let foreign = FernetKeys::try_new([&generate_key()]).unwrap().encrypt(&secret("sk-1"));
+        assert!(matches!(both.rotate(&foreign), Err(SecretsError::Undecryptable)));
     }
 
     #[test]

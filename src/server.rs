@@ -5,6 +5,7 @@
 
 use std::{
     net::SocketAddr,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -130,8 +131,7 @@ impl Assembly {
 }
 
 async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWriter, Limits)> {
-    let url = config.store.url.expose();
-    let store = Store::open(url).await?;
+    let store = Store::open(config.store.url.expose()).await?;
     store.migrate().await.context("[store] url: the database cannot be used")?;
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
     let empty = View {
@@ -164,16 +164,18 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     });
     let fixed = Fixed {
         upstreams: file_upstreams(&config.upstreams, &fernet)?,
+        credential_files: config.upstreams.iter().filter_map(credential_file).collect(),
         models: config.models.clone(),
         handling: config.upstream_defaults,
         strategy: config.pool.strategy,
         breaker: config.breaker,
         fernet,
     };
-    let refresh = Refresh::new(Arc::clone(&shared), url.to_owned(), fixed);
+    let refresh = Refresh::new(Arc::clone(&shared), config.store.url.clone(), fixed);
     refresh.step(&store).await?;
-    let writer = UsageWriter::new(Arc::clone(&shared), url.to_owned(), config.usage.flush_interval, config.usage.batch);
-    let limits = Limits::new(Arc::clone(&shared), url.to_owned());
+    let (url, usage) = (config.store.url.clone(), &config.usage);
+    let writer = UsageWriter::new(Arc::clone(&shared), url, usage.flush_interval, usage.batch);
+    let limits = Limits::new(Arc::clone(&shared), config.store.url.clone());
     limits.load(&store).await?;
     store.close().await;
     Ok((shared, refresh, writer, limits))
@@ -216,7 +218,7 @@ pub fn file_upstreams(specs: &[UpstreamSpec], fernet: &FernetKeys) -> anyhow::Re
 
 fn file_upstream(spec: &UpstreamSpec, fernet: &FernetKeys) -> anyhow::Result<Upstream> {
     let credential: Secret = match &spec.credential {
-        CredentialSource::Plain(secret) => secret.clone(),
+        CredentialSource::Plain(secret) | CredentialSource::File { secret, .. } => secret.clone(),
         CredentialSource::Fernet(token) => fernet.decrypt(token).with_context(|| {
             format!("upstream {:?}: credential: no key of [secrets] fernet_keys_file decrypts it", spec.name)
         })?,
@@ -235,6 +237,13 @@ fn file_upstream(spec: &UpstreamSpec, fernet: &FernetKeys) -> anyhow::Result<Ups
         ca_pem: spec.ca_pem.clone(),
         disabled: spec.disabled,
     })
+}
+
+fn credential_file(spec: &UpstreamSpec) -> Option<(String, PathBuf)> {
+    match &spec.credential {
+        CredentialSource::File { path, .. } => Some((spec.name.clone(), path.clone())),
+        _ => None,
+    }
 }
 
 fn server_conf(config: &Config) -> ServerConf {

@@ -1,9 +1,9 @@
 //! Values of flags that have a form of their own: limits, points in time, settings that can go back to their default.
 
-use std::str::FromStr;
+use std::{str::FromStr, time::Duration};
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
-use tollgate_core::{key::IpNet, limit::written};
+use tollgate_core::{key::IpNet, limit::written, units::parse_duration_within, upstream::written as handling};
 
 /// A setting that can be taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +52,43 @@ pub(super) fn tokens(text: &str) -> Result<Setting<u64>, String> {
 /// Dollars, as nano-dollars.
 pub(super) fn nano_usd(text: &str) -> Result<Setting<u64>, String> {
     Setting::parse_with(text, |text| written::parse_usd(text).map_err(it))
+}
+
+pub(super) fn connect_timeout(text: &str) -> Result<Setting<Duration>, String> {
+    handled(text, handling::parse_connect_timeout)
+}
+
+/// To the first byte, or from one piece to the next.
+pub(super) fn wait(text: &str) -> Result<Setting<Duration>, String> {
+    handled(text, handling::parse_wait)
+}
+
+pub(super) fn total_timeout(text: &str) -> Result<Setting<Duration>, String> {
+    handled(text, handling::parse_total_timeout)
+}
+
+pub(super) fn probe_interval(text: &str) -> Result<Setting<Duration>, String> {
+    handled(text, handling::parse_probe_interval)
+}
+
+pub(super) fn per_minute(text: &str) -> Result<Setting<u64>, String> {
+    handled(text, handling::parse_per_minute)
+}
+
+/// Here only `default` takes a setting back: `none` and `never` would rather mean that there is no such limit.
+fn handled<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Result<Setting<T>, String> {
+    match text {
+        "default" => Ok(Setting::Unset),
+        "none" | "never" | "off" => {
+            Err("write 0s for none (0 for a number), or default for what the config says".to_owned())
+        }
+        _ => parse(text).map(Setting::To),
+    }
+}
+
+/// How long somebody waits in front of a terminal.
+pub(super) fn patience(text: &str) -> Result<Duration, String> {
+    parse_duration_within(text, Duration::from_secs(1)..=Duration::from_secs(86_400))
 }
 
 /// The value itself is named before the message.

@@ -4,6 +4,7 @@ use std::io::{Result, Write};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::Value;
+use tollgate_core::units::show_duration;
 
 /// Where results go, and in which form.
 pub(super) struct Output<'a> {
@@ -15,6 +16,11 @@ impl Output<'_> {
     /// One thing that was made or changed: the object, or a sentence about it.
     pub(super) fn done(&mut self, object: &Value, sentence: &str) -> Result<()> {
         if self.json { writeln!(self.to, "{object}") } else { writeln!(self.to, "{sentence}") }
+    }
+
+    /// Something that is worth saying beside the result, to people.
+    pub(super) fn note(&mut self, text: &str) -> Result<()> {
+        if self.json { Ok(()) } else { writeln!(self.to, "{text}") }
     }
 
     /// One thing: the object, or its fields below each other.
@@ -42,7 +48,7 @@ impl Output<'_> {
             let mut text = String::new();
             for ((cell, width), name) in line.iter().zip(&widths).zip(columns) {
                 let padding = " ".repeat(width - cell.chars().count());
-                let is_number = rows.first().is_some_and(|row| row[name].is_number());
+                let is_number = rows.iter().any(|row| row[name].is_number());
                 text += &if is_number { format!("{padding}{cell}  ") } else { format!("{cell}{padding}  ") };
             }
             writeln!(self.to, "{}", text.trim_end())?;
@@ -84,7 +90,19 @@ fn cell(name: &str, value: &Value) -> String {
         }
         Value::Array(items) if items.is_empty() => "any".to_owned(),
         Value::Array(items) => items.iter().map(|item| cell(name, item)).collect::<Vec<_>>().join(","),
+        Value::Object(set) if name == "handling" => {
+            let set: Vec<_> = set.iter().map(|(name, value)| handling(name, value)).collect();
+            if set.is_empty() { "-".to_owned() } else { set.join(" ") }
+        }
         Value::Object(_) => value.to_string(),
+    }
+}
+
+/// One setting of how an upstream is handled, as it is written.
+fn handling(name: &str, value: &Value) -> String {
+    match (name.strip_suffix("_ms"), value.as_u64()) {
+        (Some(name), Some(ms)) => format!("{name}={}", show_duration(std::time::Duration::from_millis(ms))),
+        _ => format!("{name}={value}"),
     }
 }
 

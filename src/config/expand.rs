@@ -3,8 +3,11 @@
 //! A variable that is not set is a mistake, not an empty text: a gateway that starts with an empty credential fails later
 //! and elsewhere. `$${` stands for a literal `${`; every other `$` stands for itself. What a variable holds is not looked
 //! at again, so a value with `${` in it cannot reach for other variables.
+//!
+//! What comes out may be a secret, so it is wiped from memory when it is dropped, and put together in a place that is large
+//! enough from the start: a text that grows leaves copies of itself behind.
 
-use std::borrow::Cow;
+use zeroize::Zeroizing;
 
 /// Looks up environment variables; an argument, so that nothing below `main` touches the process's environment.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
@@ -13,29 +16,49 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 ///
 /// # Errors
 /// A sentence that names every variable that is missing, or the reference that is not one.
-pub(super) fn expand<'t>(text: &'t str, env: Env<'_>) -> Result<Cow<'t, str>, String> {
-    if !text.contains("${") {
-        return Ok(Cow::Borrowed(text));
+pub(super) fn expand(text: &str, env: Env<'_>) -> Result<Zeroizing<String>, String> {
+    let parts = parts(text, env)?;
+    let mut done = Zeroizing::new(String::with_capacity(parts.iter().map(|part| part.len()).sum()));
+    parts.iter().for_each(|part| done.push_str(part));
+    Ok(done)
+}
+
+/// A part of a text: as it is written, or from a variable.
+enum Part<'t> {
+    Written(&'t str),
+    Variable(Zeroizing<String>),
+}
+
+impl std::ops::Deref for Part<'_> {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        match self {
+            Self::Written(text) => text,
+            Self::Variable(text) => text,
+        }
     }
-    let (mut done, mut rest, mut missing) = (String::with_capacity(text.len()), text, Vec::new());
+}
+
+fn parts<'t>(text: &'t str, env: Env<'_>) -> Result<Vec<Part<'t>>, String> {
+    let (mut done, mut rest, mut missing) = (Vec::new(), text, Vec::new());
     while let Some(at) = rest.find("${") {
         let (before, reference) = (&rest[..at], &rest[at + 2..]);
         if let Some(before) = before.strip_suffix('$') {
-            done.push_str(before);
-            done.push_str("${");
+            done.extend([Part::Written(before), Part::Written("${")]);
             rest = reference;
             continue;
         }
-        done.push_str(before);
+        done.push(Part::Written(before));
         let (name, after) = split_name(reference)?;
         match env(name) {
-            Some(value) => done.push_str(&value),
+            Some(value) => done.push(Part::Variable(Zeroizing::new(value))),
             None => missing.push(name),
         }
         rest = after;
     }
-    done.push_str(rest);
-    if missing.is_empty() { Ok(Cow::Owned(done)) } else { Err(not_set(&missing)) }
+    done.push(Part::Written(rest));
+    if missing.is_empty() { Ok(done) } else { Err(not_set(&missing)) }
 }
 
 fn split_name(reference: &str) -> Result<(&str, &str), String> {
@@ -88,7 +111,7 @@ mod tests {
             ("$5 $KEY }{", "$5 $KEY }{"),
         ];
         for (text, expected) in cases {
-            assert_eq!(expand(text, &env).as_deref(), Ok(expected), "{text}");
+            assert_eq!(expand(text, &env).unwrap().as_str(), expected, "{text}");
         }
     }
 
@@ -105,14 +128,16 @@ mod tests {
         #[test]
         fn an_escaped_text_comes_back_as_it_was(text in "[a${}_ é]{0,24}") {
             let escaped = text.replace("${", "$${");
-            prop_assert_eq!(expand(&escaped, &env), Ok(text.into()));
+            let expanded = expand(&escaped, &env).unwrap();
+            prop_assert_eq!(&*expanded, &text);
         }
 
         #[test]
         fn a_value_is_inserted_as_it_is(value in ".{0,24}", before in "[^$]{0,8}", after in "[^$]{0,8}") {
             let text = format!("{before}${{V}}{after}");
             let lookup = |name: &str| (name == "V").then(|| value.clone());
-            prop_assert_eq!(expand(&text, &lookup).unwrap(), format!("{before}{value}{after}"));
+            let expanded = expand(&text, &lookup).unwrap();
+            prop_assert_eq!(&*expanded, &format!("{before}{value}{after}"));
         }
 
         #[test]

@@ -15,6 +15,7 @@ use rustls::{RootCertStore, sign::CertifiedKey};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use tollgate_core::secret::Secret;
 use x509_parser::prelude::{FromDer, X509Certificate};
+use zeroize::Zeroizing;
 
 use super::units::show_size;
 use crate::secrets::split_keys;
@@ -27,16 +28,19 @@ const MAX_FILE_BYTES: u64 = 4 << 20;
 /// # Errors
 /// A sentence that says why it cannot be read; it does not name the file.
 pub(super) fn read_text(path: &Path) -> Result<String, String> {
-    let mut bytes = Vec::new();
     let file = File::open(path).map_err(|e| format!("cannot be opened: {e}"))?;
+    // It may hold secrets, and a buffer that grows leaves copies behind.
+    let length = file.metadata().map_or(0, |found| found.len().min(MAX_FILE_BYTES));
+    let mut bytes = Zeroizing::new(Vec::with_capacity(usize::try_from(length).unwrap_or_default() + 1));
     file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|e| format!("cannot be read: {e}"))?;
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(format!("is larger than {}, so it cannot be the right file", show_size(MAX_FILE_BYTES)));
     }
-    String::from_utf8(bytes).map_err(|e| {
-        let line = e.as_bytes()[..e.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
-        format!("is not UTF-8 text: the first bad byte is in line {line}")
-    })
+    if let Err(e) = std::str::from_utf8(&bytes) {
+        let line = bytes[..e.valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        return Err(format!("is not UTF-8 text: the first bad byte is in line {line}"));
+    }
+    Ok(String::from_utf8(std::mem::take(&mut *bytes)).unwrap_or_default())
 }
 
 /// The chain of a certificate file; the first one is the server's own.

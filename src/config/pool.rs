@@ -6,7 +6,7 @@ use tollgate_core::{
     breaker::{self, Span},
     pool::Strategy,
     retry,
-    upstream::{Handling, Timeouts},
+    upstream::{Handling, Timeouts, written},
 };
 
 use super::{
@@ -17,8 +17,6 @@ use super::{
 
 const DAY: Duration = Duration::from_secs(86_400);
 const SECOND: Duration = Duration::from_secs(1);
-/// No provider allows more than this per minute.
-const MOST_PER_MINUTE: u64 = 1_000_000_000_000;
 
 /// Reads `[pool]`.
 pub(super) fn pool(table: &mut Table<'_>) -> Pool {
@@ -69,22 +67,19 @@ fn span(table: &mut Table<'_>, [first, most]: [&'static str; 2], default: Span) 
 /// How the upstream of `table` is handled; what it leaves out is taken from `default`.
 pub(super) fn handling(table: &mut Table<'_>, default: Handling) -> Handling {
     let from = default.timeouts;
-    let none_or = |of: Option<Duration>| of.unwrap_or(Duration::ZERO);
-    let total = duration(table, "total_timeout", none_or(from.total), Duration::ZERO..=DAY);
-    let probe_interval = duration(table, "probe_interval", none_or(default.probe_interval), Duration::ZERO..=DAY);
-    if !probe_interval.is_zero() && probe_interval < SECOND {
-        table.problem("probe_interval", "is less than 1s: a provider takes that for an attack; 0s switches probes off");
-    }
+    let most = written::MOST_PER_MINUTE;
     Handling {
         timeouts: Timeouts {
-            connect: duration(table, "connect_timeout", from.connect, MILLISECOND..=HOUR),
-            first_byte: duration(table, "first_byte_timeout", from.first_byte, MILLISECOND..=DAY),
-            chunk: duration(table, "chunk_timeout", from.chunk, MILLISECOND..=DAY),
-            total: positive(total),
+            connect: table.text("connect_timeout", written::parse_connect_timeout).unwrap_or(from.connect),
+            first_byte: table.text("first_byte_timeout", written::parse_wait).unwrap_or(from.first_byte),
+            chunk: table.text("chunk_timeout", written::parse_wait).unwrap_or(from.chunk),
+            total: table.text("total_timeout", written::parse_total_timeout).map_or(from.total, positive),
         },
-        rpm: table.whole("rpm", 0..=MOST_PER_MINUTE).unwrap_or(default.rpm),
-        tpm: table.whole("tpm", 0..=MOST_PER_MINUTE).unwrap_or(default.tpm),
-        probe_interval: positive(probe_interval),
+        rpm: table.whole("rpm", 0..=most).unwrap_or(default.rpm),
+        tpm: table.whole("tpm", 0..=most).unwrap_or(default.tpm),
+        probe_interval: table
+            .text("probe_interval", written::parse_probe_interval)
+            .map_or(default.probe_interval, positive),
     }
 }
 

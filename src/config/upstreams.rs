@@ -5,18 +5,20 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use tollgate_core::{
     glob,
     id::check_name,
     price::{Price, pico_usd_per_token},
-    secret::Secret,
+    secret::{Secret, Unsendable, check_sendable},
     snapshot::ModelInfo,
     upstream::{BaseUrl, Handling, ModelEntry, UpstreamKind},
 };
 use zeroize::Zeroizing;
+
+use crate::credential;
 
 use super::{
     CredentialSource, Secrets, UpstreamSpec, files,
@@ -54,8 +56,7 @@ fn upstream(table: &mut Table<'_>, defaults: Handling, secrets: &Secrets) -> Opt
     let name = required(table, "name", "name = \"openai-1\"", |text| check_name(text).map(|()| text.to_owned()));
     let kind = table.text("kind", str::parse::<UpstreamKind>).unwrap_or(UpstreamKind::OpenAi);
     let base_url = required(table, "base_url", "base_url = \"https://api.openai.com/v1\"", parse_base_url);
-    let credential =
-        required(table, "credential", "credential = \"${OPENAI_API_KEY}\"", |text| parse_credential(text, secrets));
+    let credential = credential(table, secrets);
     let models = table.list("models", ModelEntry::parse).unwrap_or_default();
     let weight = table.whole("weight", 0..=1000).unwrap_or(1);
     let priority = table.whole("priority", 0..=1000).unwrap_or(0);
@@ -89,6 +90,31 @@ fn upstream(table: &mut Table<'_>, defaults: Handling, secrets: &Secrets) -> Opt
     })
 }
 
+/// The credential, or the file that holds it: one of both.
+fn credential(table: &mut Table<'_>, secrets: &Secrets) -> Option<CredentialSource> {
+    let is_in_file = table.has("credential_file");
+    if is_in_file && table.has("credential") {
+        table.problem("credential_file", "stands beside credential: every [[upstream]] has one of both");
+    }
+    let file = table.text("credential_file", parse_credential_file);
+    let parse = |text: &str| parse_credential(text, secrets);
+    if is_in_file {
+        // What is wrong with the other one is told as well.
+        drop(table.text("credential", parse));
+        return file;
+    }
+    required(table, "credential", "credential = \"${OPENAI_API_KEY}\" (or credential_file)", parse)
+}
+
+fn parse_credential_file(text: &str) -> Result<CredentialSource, String> {
+    if text.is_empty() {
+        return Err("names no file".to_owned());
+    }
+    let path = PathBuf::from(text);
+    let secret = credential::read(&path)?;
+    Ok(CredentialSource::File { path, secret })
+}
+
 fn required<T>(
     table: &mut Table<'_>,
     name: &'static str,
@@ -117,10 +143,10 @@ fn parse_api_version(text: &str) -> Result<String, String> {
 /// Never quotes the credential.
 fn parse_credential(text: &str, secrets: &Secrets) -> Result<CredentialSource, String> {
     if let Some(token) = text.strip_prefix(FERNET_MARK) {
-        check_header_value(&decrypt(token, secrets)?)?;
+        check_credential(&decrypt(token, secrets)?)?;
         return Ok(CredentialSource::Fernet(token.to_owned()));
     }
-    check_header_value(text.as_bytes())?;
+    check_credential(text.as_bytes())?;
     Ok(CredentialSource::Plain(Secret::new(text.to_owned())))
 }
 
@@ -137,16 +163,11 @@ fn decrypt(token: &str, secrets: &Secrets) -> Result<Zeroizing<Vec<u8>>, String>
     })
 }
 
-/// A credential travels in a header; one that cannot would fail every request.
-fn check_header_value(credential: &[u8]) -> Result<(), String> {
-    if credential.is_empty() {
-        return Err("is empty: write the provider's secret, as ${VARIABLE} or fernet:...".to_owned());
-    }
-    if !credential.iter().all(u8::is_ascii_graphic) {
-        return Err("contains white space or characters that cannot be sent in a header: is a line break at its end?"
-            .to_owned());
-    }
-    Ok(())
+fn check_credential(credential: &[u8]) -> Result<(), String> {
+    check_sendable(credential).map_err(|unsendable| match unsendable {
+        Unsendable::Empty => format!("{unsendable}: write the provider's secret, as ${{VARIABLE}} or fernet:..."),
+        Unsendable::NotPrintable => format!("{unsendable}: is a line break at its end?"),
+    })
 }
 
 fn check_models(table: &Table<'_>, models: &[(ModelEntry, Place)]) {

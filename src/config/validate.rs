@@ -24,7 +24,7 @@ use super::{
     raw::{Findings, Reader},
     server,
     table::Table,
-    units::{parse_duration, parse_size, show_duration, show_size},
+    units::{parse_duration, parse_duration_within, parse_size, show_size},
     upstreams,
 };
 
@@ -118,11 +118,8 @@ fn parse_fsync(text: &str) -> Result<Fsync, String> {
     match text {
         "never" => Ok(Fsync::Never),
         "always" => Ok(Fsync::Always),
-        _ => match parse_duration(text) {
-            Ok(period) if (MILLISECOND..=HOUR).contains(&period) => Ok(Fsync::Every(period)),
-            Ok(period) => Err(format!("{} is not between 1ms and 1h", show_duration(period))),
-            Err(_) => Err(format!("{text:?} is not a choice: use \"never\", \"always\", or a duration such as \"1s\"")),
-        },
+        _ if parse_duration(text).is_ok() => parse_duration_within(text, MILLISECOND..=HOUR).map(Fsync::Every),
+        _ => Err(format!("{text:?} is not a choice: use \"never\", \"always\", or a duration such as \"1s\"")),
     }
 }
 
@@ -176,12 +173,7 @@ pub(super) fn duration(
     default: Duration,
     range: RangeInclusive<Duration>,
 ) -> Duration {
-    let within = |duration: Duration| {
-        let (least, most) = (show_duration(*range.start()), show_duration(*range.end()));
-        let message = || format!("{} is not between {least} and {most}", show_duration(duration));
-        range.contains(&duration).then_some(duration).ok_or_else(message)
-    };
-    table.text(name, |text| parse_duration(text).and_then(within)).unwrap_or(default)
+    table.text(name, |text| parse_duration_within(text, range)).unwrap_or(default)
 }
 
 /// A size within `range`, in bytes.
@@ -228,7 +220,8 @@ mod tests {
         let full = annotated_in_full();
         let (_, findings) = read(Some(Path::new("full")), &full, &|_| Some("A".repeat(43) + "="));
         let problems: Vec<String> = findings.problems.iter().map(|p| p.setting.clone()).collect();
-        assert_eq!(problems, ["upstream[2].ca_file"], "only the file that is not there: {:#?}", findings.problems);
+        let not_there = ["upstream[2].credential_file", "upstream[2].ca_file"];
+        assert_eq!(problems, not_there, "only the files that are not there: {:#?}", findings.problems);
 
         let written: toml::Table = full.parse().unwrap();
         let mut missing = Vec::new();

@@ -10,7 +10,10 @@ use async_trait::async_trait;
 use chrono::Utc;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
 use tokio::{sync::Mutex, time::sleep};
-use tollgate_core::limit::{Amount, Month, Subject};
+use tollgate_core::{
+    limit::{Amount, Month, Subject},
+    secret::Secret,
+};
 
 use crate::{
     limiter::Active,
@@ -29,7 +32,7 @@ const MAX_ACTIVE: usize = 1_000;
 #[derive(Debug)]
 pub struct Limits {
     shared: Arc<Shared>,
-    store_url: String,
+    store_url: Secret,
     doubtful: Mutex<Differences>,
 }
 
@@ -39,7 +42,7 @@ type Differences = HashMap<Subject, (Month, Amount, Amount)>;
 impl Limits {
     /// The job over `shared` and the database at `store_url`.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, store_url: String) -> Self {
+    pub fn new(shared: Arc<Shared>, store_url: Secret) -> Self {
         Self { shared, store_url, doubtful: Mutex::default() }
     }
 
@@ -113,7 +116,7 @@ impl Limits {
     }
 
     async fn run(&self) -> Result<Infallible, StoreError> {
-        let store = Store::open(&self.store_url).await?;
+        let store = Store::open(self.store_url.expose()).await?;
         for round in 1_u32.. {
             sleep(PERIOD).await;
             let result =

@@ -3,26 +3,37 @@
 //! Every change of a user, key or upstream has a number in one sequence; this job asks for what came after the last number
 //! it saw, twice a second, and at once when PostgreSQL announces a change. A revoked key thus stops working on every
 //! replica within a second, and a database that is away leaves everything as it was.
+//!
+//! Beside that it looks, as often, whether the file of a credential has changed; that needs no database.
+//!
+//! An upstream that is announced again was changed by an operator, if only to say `enable`: whatever kept traffic away from it
+//! ends, and it gets another chance.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
+    path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use anyhow::Context;
 use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
-use tokio::sync::Mutex;
+use tokio::{
+    sync::Mutex,
+    time::{MissedTickBehavior, interval},
+};
 use tollgate_core::{
     breaker,
     id::{KeyId, UpstreamId},
     pool::Strategy,
+    secret::Secret,
     snapshot::{Member, ModelInfo, Snapshot, UpstreamState},
     upstream::{Account, Handling, Upstream},
 };
 
 use crate::{
+    jobs::credential_files::CredentialFiles,
     peers::{Peer, Peers},
     secrets::FernetKeys,
     shared::{Shared, View},
@@ -37,6 +48,8 @@ const PERIOD: Duration = Duration::from_millis(500);
 pub struct Fixed {
     /// Upstreams of the config file.
     pub upstreams: Vec<Arc<Upstream>>,
+    /// Where their credentials are, of those whose are in files of their own.
+    pub credential_files: Vec<(String, PathBuf)>,
     /// Prices and aliases.
     pub models: HashMap<String, ModelInfo>,
     /// How upstreams in the database are handled where they do not say.
@@ -53,7 +66,7 @@ pub struct Fixed {
 #[derive(Debug)]
 pub struct Refresh {
     shared: Arc<Shared>,
-    store_url: String,
+    store_url: Secret,
     fixed: Fixed,
     known: Mutex<Known>,
 }
@@ -63,6 +76,9 @@ pub struct Refresh {
 struct Known {
     seq: i64,
     generation: u64,
+    /// Those of the config file, with the credentials that their files hold now.
+    in_file: Vec<Arc<Upstream>>,
+    credential_files: CredentialFiles,
     stored: BTreeMap<UpstreamId, Arc<Upstream>>,
     running: HashMap<String, Running>,
 }
@@ -78,8 +94,10 @@ struct Running {
 impl Refresh {
     /// The job over `shared`, which knows nothing until the first step.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, store_url: String, fixed: Fixed) -> Self {
-        Self { shared, store_url, fixed, known: Mutex::default() }
+    pub fn new(shared: Arc<Shared>, store_url: Secret, fixed: Fixed) -> Self {
+        let in_file = fixed.upstreams.clone();
+        let credential_files = CredentialFiles::new(fixed.credential_files.iter().cloned());
+        Self { shared, store_url, fixed, known: Mutex::new(Known { in_file, credential_files, ..Known::default() }) }
     }
 
     /// Learns what changed since the last step; the first one learns everything.
@@ -87,10 +105,38 @@ impl Refresh {
     /// # Errors
     /// If the database does not answer, or holds a credential that cannot be decrypted.
     pub async fn step(&self, store: &Store) -> anyhow::Result<()> {
-        let mut known = self.known.lock().await;
-        let changes = store.changes_since(known.seq).await;
+        self.look_at_files().await?;
+        let seq = self.known.lock().await.seq;
+        // Nobody waits for the database: the files are looked at meanwhile.
+        let changes = store.changes_since(seq).await;
         self.shared.metrics.store_up.set(i64::from(changes.is_ok()));
-        self.apply(&mut known, changes?)
+        self.apply(&mut *self.known.lock().await, changes?)
+    }
+
+    /// Takes in the credentials whose files have changed.
+    async fn look_at_files(&self) -> anyhow::Result<()> {
+        let mut known = self.known.lock().await;
+        let mut changed = false;
+        for (name, credential) in known.credential_files.look(SystemTime::now()) {
+            let upstream = known.in_file.iter_mut().find(|upstream| upstream.name == name);
+            let Some(upstream) = upstream.filter(|upstream| upstream.credential != credential) else { continue };
+            *upstream = Arc::new(Upstream { credential, ..Upstream::clone(upstream) });
+            tracing::info!(upstream = name, "the credential in credential_file has changed; it is used from now on");
+            changed = true;
+        }
+        // Before the first look at the database there is nothing to be replaced.
+        if changed && known.generation > 0 { self.swap(&mut known) } else { Ok(()) }
+    }
+
+    async fn watch_files(&self) {
+        let mut tick = interval(PERIOD);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if let Err(error) = self.look_at_files().await {
+                tracing::error!(error = format!("{error:#}"), "a new credential cannot be used");
+            }
+        }
     }
 
     fn apply(&self, known: &mut Known, changes: Changes) -> anyhow::Result<()> {
@@ -105,8 +151,12 @@ impl Refresh {
         if changes.complete {
             known.stored.clear();
         }
+        let mut touched = Vec::new();
         for stored in changes.upstreams {
-            match self.prepare(&stored) {
+            if known.stored.contains_key(&stored.id) && !stored.spec.disabled {
+                touched.push(stored.id);
+            }
+            match self.prepare(&stored, known.stored.get(&stored.id).map(|before| &**before)) {
                 Ok(upstream) => {
                     known.stored.insert(stored.id, Arc::new(upstream));
                 }
@@ -128,15 +178,41 @@ impl Refresh {
         if pool_changed {
             self.swap(known)?;
         }
+        touched.iter().for_each(|id| self.free(known, *id));
         known.seq = changes.seq;
         Ok(())
     }
 
-    fn prepare(&self, stored: &StoredUpstream) -> anyhow::Result<Upstream> {
-        let credential = self.fixed.fernet.decrypt(&stored.spec.credential).with_context(|| {
-            format!("the credential of the upstream {:?} in the database cannot be decrypted", stored.spec.name)
-        })?;
-        Ok(stored.to_upstream(credential, self.fixed.handling))
+    /// The upstream as requests see it. A new credential that only others can decrypt, because this gateway has not been told of
+    /// a new Fernet key yet, changes nothing: it goes on with the one it has, though never at another address.
+    fn prepare(&self, stored: &StoredUpstream, before: Option<&Upstream>) -> anyhow::Result<Upstream> {
+        let (name, handling) = (&stored.spec.name, self.fixed.handling);
+        match (self.fixed.fernet.decrypt(&stored.spec.credential), before) {
+            (Ok(credential), _) => Ok(stored.to_upstream(credential, handling)),
+            (Err(error), Some(before)) if before.base_url == stored.spec.base_url => {
+                tracing::error!(upstream = name, %error, "the credential in the database cannot be decrypted; the one before stays in use");
+                Ok(stored.to_upstream(before.credential.clone(), handling))
+            }
+            (Err(error), _) => Err(error).with_context(|| {
+                format!(
+                    "the credential of the upstream {name:?} in the database cannot be decrypted; bring back its Fernet \
+                     key, or give it a new credential with `tollgate upstream update --new-credential`"
+                )
+            }),
+        }
+    }
+
+    /// Ends what keeps traffic away from an upstream: somebody has just changed it.
+    fn free(&self, known: &Known, id: UpstreamId) {
+        let Some(upstream) = known.stored.get(&id).filter(|upstream| !self.is_in_file(&upstream.name)) else { return };
+        let Some(running) = known.running.get(&upstream.name) else { return };
+        if let Some(transition) = running.state.health.free(self.shared.now_ms()) {
+            self.shared.changed(upstream, &transition);
+        }
+    }
+
+    fn is_in_file(&self, name: &str) -> bool {
+        self.fixed.upstreams.iter().any(|upstream| upstream.name == name)
     }
 
     /// What is known of an upstream's health; nothing, if it is at another account than before.
@@ -150,9 +226,9 @@ impl Refresh {
 
     /// Puts a new view in place of the old one.
     fn swap(&self, known: &mut Known) -> anyhow::Result<()> {
-        let mut members: Vec<Arc<Upstream>> = self.fixed.upstreams.clone();
+        let mut members: Vec<Arc<Upstream>> = known.in_file.clone();
         for stored in known.stored.values() {
-            if members.iter().any(|upstream| upstream.name == stored.name) {
+            if self.is_in_file(&stored.name) {
                 tracing::warn!(
                     upstream = stored.name,
                     "the config file has an upstream of this name: the one in the database is not used"
@@ -186,7 +262,7 @@ impl Refresh {
     }
 
     async fn run(&self) -> anyhow::Result<()> {
-        let store = Store::open(&self.store_url).await?;
+        let store = Store::open(self.store_url.expose()).await?;
         let mut is_failing = false;
         loop {
             let result = self.step(&store).await;
@@ -226,6 +302,7 @@ impl BackgroundService for Refresh {
             ended = self.run() => if let Err(error) = ended {
                 tracing::error!(error = format!("{error:#}"), "changes in the database will not be seen");
             },
+            () = self.watch_files(), if !self.fixed.credential_files.is_empty() => {}
             _ = shutdown.changed() => {}
         }
     }

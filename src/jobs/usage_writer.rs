@@ -19,7 +19,7 @@ use tokio::{
     sync::{Mutex, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tollgate_core::{limit::hold::Hold, usage::UsageRecord};
+use tollgate_core::{limit::hold::Hold, secret::Secret, usage::UsageRecord};
 
 use self::booking::book;
 use super::{give_way::give_way, token_counter};
@@ -46,7 +46,7 @@ const LOOK: Duration = Duration::from_millis(250);
 #[derive(Debug)]
 pub struct UsageWriter {
     shared: Arc<Shared>,
-    store_url: String,
+    store_url: Secret,
     flush_interval: Duration,
     batch: usize,
     /// What was taken from the journal and is not in the database yet.
@@ -67,7 +67,7 @@ impl UsageWriter {
     /// A writer into the database at `store_url`, usually `batch` records at once; a record waits for others for at most
     /// `flush_interval`.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, store_url: String, flush_interval: Duration, batch: usize) -> Self {
+    pub fn new(shared: Arc<Shared>, store_url: Secret, flush_interval: Duration, batch: usize) -> Self {
         Self { shared, store_url, flush_interval, batch, out: Mutex::default(), hurries: watch::Sender::new(false) }
     }
 
@@ -159,7 +159,7 @@ impl UsageWriter {
     }
 
     async fn open(&self) -> Result<Store, StoreError> {
-        Ok(Store::open(&self.store_url).await?.summing_addresses(self.shared.limiter.has_quota_of_addresses()))
+        Ok(Store::open(self.store_url.expose()).await?.summing_addresses(self.shared.limiter.has_quota_of_addresses()))
     }
 
     /// Is there more to be done than the calm thread can be relied on to do?

@@ -50,7 +50,10 @@ pub fn classify(shared: &Shared, asked: &HeaderMap, answer: &ResponseHeader, ctx
     }
     let (status, headers) = (answer.status.as_u16(), &answer.headers);
     let id = ["x-request-id", "apim-request-id"].iter().find_map(|name| headers.get(*name));
-    ctx.provider_request_id = id.and_then(|id| id.to_str().ok()).map(|id| id.chars().take(128).collect());
+    // It is written down, so it must not be what only the provider and we know.
+    let is_credential = |id: &str| ctx.attempt.as_ref().is_some_and(|a| id.contains(a.upstream.credential.expose()));
+    let id = id.and_then(|id| id.to_str().ok()).filter(|id| !is_credential(id));
+    ctx.provider_request_id = id.map(|id| id.chars().take(128).collect());
     ctx.ends_by_close =
         !headers.contains_key(header::CONTENT_LENGTH) && !headers.contains_key(header::TRANSFER_ENCODING);
     let Some(current) = &mut ctx.attempt else { return Ok(()) };

@@ -115,4 +115,20 @@ impl Store {
         });
         Ok(self.meta(key).await?.unwrap_or_else(|| value.to_owned()))
     }
+
+    /// Replaces the fact `old` by `new`, unless it has become another one meanwhile.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn replace_meta(&self, key: &str, old: &str, new: &str) -> Result<(), StoreError> {
+        on_pool!(self, pool => {
+            sqlx::query("UPDATE meta SET value = $1 WHERE key = $2 AND value = $3")
+                .bind(new)
+                .bind(key)
+                .bind(old)
+                .execute(pool)
+                .await?;
+        });
+        Ok(())
+    }
 }

@@ -5,10 +5,8 @@ use std::sync::Arc;
 use clap::Parser;
 use serde_json::{Value, json};
 use tollgate::{
-    args::{Args, Command},
-    cli::{self, CliContext, SecretSource},
+    args::Args,
     secrets::{FernetKeys, generate_key},
-    store::Store,
 };
 use tollgate_core::{
     key::{KEY_LEN, KeyHash},
@@ -16,66 +14,10 @@ use tollgate_core::{
     upstream::{BaseUrl, Handling, Upstream, UpstreamKind},
 };
 
-use crate::support::upstream::{Answer, Upstream as Scripted};
-
-/// A database, its keys, and what is typed and printed.
-struct Cli {
-    store: Store,
-    fernet: FernetKeys,
-    file_upstreams: Vec<Arc<Upstream>>,
-    environment: Option<Secret>,
-    _directory: tempfile::TempDir,
-}
-
-impl Cli {
-    /// Before `tollgate init`.
-    async fn empty() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = Store::open(&format!("sqlite://{}/db", directory.path().display())).await.unwrap();
-        let fernet = FernetKeys::try_new([&generate_key()]).unwrap();
-        Self { store, fernet, file_upstreams: Vec::new(), environment: None, _directory: directory }
-    }
-
-    async fn new() -> Self {
-        let cli = Self::empty().await;
-        cli.run("init", "").await.unwrap();
-        cli
-    }
-
-    /// Runs a command line, with `input` on standard input; gives what it printed.
-    async fn run(&self, line: &str, input: &str) -> anyhow::Result<String> {
-        let words = std::iter::once("tollgate").chain(line.split_whitespace());
-        let args = Args::try_parse_from(words).unwrap_or_else(|error| panic!("{line}: {error}"));
-        let Command::Verb(verb) = args.command else { panic!("{line} is no verb") };
-        let (mut out, mut input) = (Vec::new(), input.as_bytes());
-        let ctx = CliContext {
-            store: self.store.clone(),
-            fernet: self.fernet.clone(),
-            file_upstreams: &self.file_upstreams,
-            actor: "cli:test".to_owned(),
-            secret: SecretSource { environment: self.environment.clone(), input: &mut input, is_terminal: false },
-            json: args.json,
-            out: &mut out,
-        };
-        cli::run(verb, ctx).await?;
-        Ok(String::from_utf8(out).unwrap())
-    }
-
-    async fn text(&self, line: &str) -> String {
-        self.run(line, "").await.unwrap_or_else(|error| panic!("{line}: {error:#}"))
-    }
-
-    async fn json(&self, line: &str) -> Value {
-        let text = self.text(&format!("{line} --json")).await;
-        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{line}: {error}: {text}"))
-    }
-
-    /// What a command line that must fail says, and its exit code.
-    async fn fails(&self, line: &str, input: &str) -> (String, u8) {
-        let error = self.run(line, input).await.expect_err(line);
-        (format!("{error:#}"), cli::exit_code(&error))
-    }
-}
+use crate::support::{
+    cli::Cli,
+    upstream::{Answer, Upstream as Scripted},
+};
 
 #[tokio::test]
 async fn init_makes_the_tables_and_one_token_and_can_be_repeated() {
@@ -295,6 +237,64 @@ async fn an_upstream_takes_its_credential_from_standard_input_or_the_environment
 }
 
 #[tokio::test]
+async fn an_upstream_is_handled_as_it_is_told() {
+    let mut cli = Cli::new().await;
+    let added = "upstream add --name main --connect-timeout 500ms --total-timeout 0s --rpm 500 --probe-interval 30s";
+    cli.run(added, "sk-1").await.unwrap();
+    let handling = async |cli: &Cli| cli.json("upstream show main").await["handling"].clone();
+    let said = json!({"connect_timeout_ms": 500, "total_timeout_ms": 0, "rpm": 500, "probe_interval_ms": 30_000});
+    assert_eq!(handling(&cli).await, said);
+    assert_eq!(cli.json("upstream list").await[0]["handling"], said);
+    let shown = cli.text("upstream show main").await;
+    let line = "handling     connect_timeout=500ms total_timeout=0s rpm=500 probe_interval=30s";
+    assert!(shown.lines().any(|shown| shown.trim_end() == line), "{shown}");
+    let detail: Value = serde_json::from_str(&cli.store.admin_log(1).await.unwrap()[0].detail).unwrap();
+    assert_eq!(detail["handling"], said, "who looks for a cause finds it in the log of changes");
+
+    let update = "upstream update main --rpm default --tpm 0 --first-byte-timeout 2m --chunk-timeout 30s";
+    let updated = cli.json(update).await;
+    let now = json!({"connect_timeout_ms": 500, "first_byte_timeout_ms": 120_000, "chunk_timeout_ms": 30_000,
+                     "total_timeout_ms": 0, "tpm": 0, "probe_interval_ms": 30_000});
+    assert_eq!(updated["handling"], now, "what is not named stays");
+    let stored = cli.store.find_upstream("main").await.unwrap();
+    let seen = stored.to_upstream(Secret::default(), Handling { rpm: 7, tpm: 9, ..Handling::default() }).handling;
+    assert_eq!((seen.rpm, seen.tpm, seen.timeouts.total), (7, 0, None));
+    let all = "connect first-byte chunk total".split(' ').map(|name| format!("--{name}-timeout default"));
+    let all = all.chain(["--tpm default --probe-interval default".to_owned()]).collect::<Vec<_>>().join(" ");
+    assert_eq!(cli.json(&format!("upstream update main {all}")).await["handling"], json!({}));
+    assert!(cli.text("upstream show main").await.contains("handling     -"));
+
+    let in_file = Upstream { handling: Handling { rpm: 3, ..Handling::default() }, ..(*in_file("fixed")).clone() };
+    cli.file_upstreams = vec![Arc::new(in_file)];
+    assert_eq!(cli.json("upstream show fixed").await["handling"], json!({"rpm": 3}));
+}
+
+#[tokio::test]
+async fn without_a_gateway_its_view_is_not_known() {
+    let mut cli = Cli::new().await;
+    cli.run("upstream add --name main", "sk-1").await.unwrap();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (admin, silence) in
+        [(None, "admin_listen is off".to_owned()), (Some(gone), format!("no gateway answers at {gone}"))]
+    {
+        cli.admin = admin;
+        let row = cli.json("upstream list").await[0].clone();
+        assert_eq!((&row["state"], &row["in_flight"]), (&Value::Null, &Value::Null));
+        let table = cli.text("upstream list").await;
+        assert!(table.lines().next().is_some_and(|line| line.ends_with("disabled  state  in_flight")), "{table}");
+        assert!(table.lines().nth(1).is_some_and(|line| line.ends_with("-      -")), "{table}");
+        let drained = cli.text("upstream drain main").await;
+        assert!(drained.starts_with("disabled upstream main (id 1,") && drained.contains(&silence), "{drained}");
+        let drained = cli.json("upstream drain 1").await;
+        assert_eq!((&drained["disabled"], &drained["drained"]), (&json!(true), &Value::Null));
+        assert_eq!(drained["in_flight"], Value::Null);
+    }
+    let changes = cli.store.admin_log(9).await.unwrap();
+    assert_eq!(changes.iter().filter(|row| row.action == "upstream.update").count(), 1, "it was disabled once");
+    assert!(cli.fails("upstream drain nothing", "").await.0.contains("tollgate upstream list"));
+}
+
+#[tokio::test]
 async fn upstreams_of_the_file_are_listed_but_changed_there() {
     let mut cli = Cli::new().await;
     cli.file_upstreams = vec![in_file("fixed")];
@@ -303,7 +303,8 @@ async fn upstreams_of_the_file_are_listed_but_changed_there() {
     assert_eq!((&list[0]["name"], &list[0]["source"], &list[0]["id"]), (&json!("fixed"), &json!("file"), &Value::Null));
     assert_eq!((&list[1]["name"], &list[1]["source"]), (&json!("main"), &json!("database")));
     assert_eq!(cli.json("upstream show fixed").await["source"], "file");
-    for line in ["upstream disable fixed", "upstream remove fixed", "upstream update fixed --weight 2"] {
+    let drain = "upstream drain fixed";
+    for line in ["upstream disable fixed", "upstream remove fixed", "upstream update fixed --weight 2", drain] {
         assert!(cli.fails(line, "").await.0.contains("comes from the config file"), "{line}");
     }
     assert!(cli.fails("upstream add --name fixed", "sk-1").await.0.contains("config file"));
@@ -322,6 +323,7 @@ async fn testing_an_upstream_asks_for_its_models_with_its_credential() {
     let tested = cli.json("upstream test main").await;
     assert_eq!((&tested["ok"], &tested["models"]), (&json!(true), &json!(["gpt-4o", "o3"])));
     assert!(tested["latency_ms"].is_u64());
+    assert_eq!((&tested["account"], &tested["limits"], &tested["error"]), (&json!("ok"), &Value::Null, &Value::Null));
     let (error, exit) = cli.fails("upstream test main", "").await;
     assert!(error.contains("401") && error.contains("--new-credential") && exit == 1, "{error}");
     assert!(!error.contains("sk-right"), "{error}");
@@ -336,10 +338,58 @@ async fn testing_an_upstream_asks_for_its_models_with_its_credential() {
 }
 
 #[tokio::test]
+async fn testing_an_upstream_tells_how_the_account_stands() {
+    let cli = Cli::new().await;
+    let list = json!({"object": "list", "data": [{"id": "gpt-4o"}]});
+    let error = |code: &str| json!({"error": {"message": "no", "type": code, "code": code}});
+    let limited = |answer: Answer| {
+        let answer = answer.header("x-ratelimit-limit-requests", "500").header("x-ratelimit-reset-requests", "120ms");
+        answer.header("x-ratelimit-remaining-requests", "499").header("x-ratelimit-remaining-tokens", "7")
+    };
+    let upstream = Scripted::without_list([
+        limited(Answer::json(200, &list)),
+        limited(Answer::json(200, &list)),
+        Answer::json(401, &error("invalid_api_key")),
+        Answer::json(403, &error("unsupported_country_region_territory")),
+        limited(Answer::json(429, &error("rate_limit_exceeded"))),
+        Answer::json(429, &error("insufficient_quota")),
+        Answer::json(500, &error("server_error")),
+        Answer::text(200, "text/html", "<html>sk-1</html>"),
+    ]);
+    cli.run(&format!("upstream add --name main --base-url {}", upstream.base_url()), "sk-1").await.unwrap();
+    let limits = json!({"requests": {"limit": 500, "remaining": 499, "reset_ms": 120},
+                        "tokens": {"limit": null, "remaining": 7, "reset_ms": null}});
+    assert_eq!(cli.json("upstream test main").await["limits"], limits);
+    let text = cli.text("upstream test main").await;
+    let account = "account: ok; requests: 499 of 500 left, all again in 120ms; tokens: 7 left";
+    assert_eq!(text.lines().nth(1), Some(account), "{text}");
+    for (account, says) in [
+        (json!("refused"), "the credential is not accepted; renew it with `tollgate upstream update --new-credential`"),
+        (json!("refused"), "the credential may not do this"),
+        (json!("rate_limited"), "the account is at its rate limit"),
+        (json!("exhausted"), "the quota of the account is used up"),
+        (Value::Null, "the provider cannot answer now"),
+        (Value::Null, "this is no list of models"),
+    ] {
+        let (printed, error, exit) = cli.fails_with("upstream test main --json", "").await;
+        let object: Value = serde_json::from_str(&printed).unwrap_or_else(|error| panic!("{error}: {printed}"));
+        assert_eq!((&object["ok"], &object["models"], &object["account"]), (&json!(false), &Value::Null, &account));
+        assert!(object["latency_ms"].is_u64() && object["error"].as_str().is_some_and(|text| text.contains(says)));
+        assert!(error.contains(says) && exit == 1, "{error} ({exit})");
+        assert!(!printed.contains("sk-1") && !error.contains("sk-1"), "{printed} {error}");
+        let expected = if account == json!("rate_limited") { limits.clone() } else { Value::Null };
+        assert_eq!(object["limits"], expected);
+    }
+}
+
+#[tokio::test]
 async fn an_upstream_that_cannot_be_reached_says_why() {
     let mut cli = Cli::new().await;
     cli.file_upstreams = vec![in_file("refused")];
-    assert!(cli.fails("upstream test refused", "").await.0.contains("nothing listens there"));
+    let (printed, error, exit) = cli.fails_with("upstream test refused --json", "").await;
+    let object: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((&object["ok"], &object["account"], exit), (&json!(false), &Value::Null, 1));
+    assert!(error.contains("nothing listens there"), "{error}");
     cli.run("upstream add --name lost --base-url http://no.such.host.invalid/v1", "sk-1").await.unwrap();
     let (error, _) = cli.fails("upstream test lost", "").await;
     assert!(error.contains("no.such.host.invalid") && error.contains("cannot be resolved"), "{error}");
@@ -421,15 +471,8 @@ async fn following_the_log_prints_rows_as_they_come_once() {
     };
     cli.store.write_usage(&[record(1, 30), record(2, 20)]).await.unwrap();
     let out = Shared::default();
-    let (store, fernet, mut to) = (cli.store.clone(), cli.fernet.clone(), out.clone());
-    let following = async {
-        let args = Args::try_parse_from(["tollgate", "audit", "--follow", "--json"]).unwrap();
-        let Command::Verb(verb) = args.command else { panic!("a verb") };
-        let secret = SecretSource { environment: None, input: &mut std::io::empty(), is_terminal: false };
-        let ctx =
-            CliContext { store, fernet, file_upstreams: &[], actor: String::new(), secret, json: true, out: &mut to };
-        cli::run(verb, ctx).await.unwrap();
-    };
+    let mut to = out.clone();
+    let following = async { cli.run_into("audit --follow --json", "", &mut to).await.unwrap() };
     let writing = async {
         while out.ids().len() < 2 {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
@@ -481,13 +524,8 @@ async fn output_that_nobody_reads_any_more_is_no_failure() {
         }
     }
     let cli = Cli::new().await;
-    for line in [["tollgate", "user", "list"], ["tollgate", "audit", "--json"]] {
-        let Command::Verb(verb) = Args::try_parse_from(line).unwrap().command else { panic!("a verb") };
-        let secret = SecretSource { environment: None, input: &mut std::io::empty(), is_terminal: false };
-        let (store, fernet, json) = (cli.store.clone(), cli.fernet.clone(), line[2] == "--json");
-        let ctx =
-            CliContext { store, fernet, file_upstreams: &[], actor: String::new(), secret, json, out: &mut Closed };
-        cli::run(verb, ctx).await.unwrap();
+    for line in ["user list", "audit --json", "upstream list"] {
+        cli.run_into(line, "", &mut Closed).await.unwrap();
     }
 }
 

@@ -389,6 +389,43 @@ fn credentials_are_plain_or_encrypted() {
 }
 
 #[test]
+fn a_credential_may_come_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("openai");
+    let with = |more: &str| {
+        format!(
+            "[[upstream]]\nname = 'a'\nbase_url = 'https://a.example/v1'\ncredential_file = '{}'\n{more}",
+            path.display()
+        )
+    };
+    fs::write(&path, "sk-in-a-file\n").unwrap();
+    let config = read(&with("")).unwrap();
+    let secret = Secret::new("sk-in-a-file".into());
+    assert_eq!(config.upstreams[0].credential, CredentialSource::File { path: path.clone(), secret });
+    assert_eq!(config.warnings, []);
+    let shown = format!("{config:?}");
+    assert!(shown.contains(&format!("File({path:?})")) && !shown.contains("sk-in"), "{shown}");
+
+    let both = problems(&with("credential = '${OPENAI_API_KEY}'"));
+    let says = "t.toml:4: upstream[0].credential_file: stands beside credential: every [[upstream]] has one of both";
+    assert_eq!(both, says);
+    assert!(problems("[[upstream]]\n").contains("upstream[0].credential: is missing: every [[upstream]] needs one"));
+    for (content, says) in [
+        ("", "/openai is empty: write the provider's secret into it"),
+        ("sk-in a-file", "/openai contains white space or characters that cannot be sent in a header"),
+    ] {
+        fs::write(&path, content).unwrap();
+        let found = problems(&with(""));
+        assert!(found.contains(&format!("upstream[0].credential_file: {}", dir.path().display())), "{found}");
+        assert!(found.contains(says) && !found.contains("sk-in") && found.lines().count() == 1, "{found}");
+    }
+    fs::remove_file(&path).unwrap();
+    assert!(problems(&with("")).contains("/openai cannot be read: No such file"));
+    assert!(problems(&with("").replace("/openai", "")).contains("is no regular file: name the file"));
+    assert!(problems("[[upstream]]\ncredential_file = ''\n").contains("upstream[0].credential_file: names no file"));
+}
+
+#[test]
 fn fernet_keys_come_from_the_environment_or_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("fernet.key");

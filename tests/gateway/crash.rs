@@ -11,8 +11,8 @@ use std::{
 use crate::support::{
     cutter::{Cutter, Mode},
     gateway::PATIENCE,
+    mortal::{Books, Mortal, bytes_in, rows, upstream},
     postgres::{self, Own},
-    program::{Books, Program, bytes_in, rows, upstream},
 };
 
 const CLIENTS: usize = 8;
@@ -32,7 +32,7 @@ fn moment(most: Duration) -> Duration {
 /// The gateway is killed again and again under load.
 async fn killed_at_any_moment(store_url: Option<&str>, usage: &str, user_agent: &str, rounds: u32) {
     let upstream = upstream();
-    let mut program = Program::new(store_url, None, &upstream.base_url(), usage);
+    let mut program = Mortal::new(store_url, None, &upstream.base_url(), usage);
     user_agent.clone_into(&mut program.user_agent);
     program.may_be_full = usage.contains("journal_max");
     let mut seen = Books::new();
@@ -73,7 +73,7 @@ async fn commits_that_are_cut_off_are_neither_lost_nor_doubled() {
     let direct = format!("postgres://postgres@localhost/{name}?host={}", directory.display());
     let cutter = Cutter::start(directory);
     let upstream = upstream();
-    let mut program = Program::new(Some(&direct), Some(&cutter.url(&name)), &upstream.base_url(), "batch = 50");
+    let mut program = Mortal::new(Some(&direct), Some(&cutter.url(&name)), &upstream.base_url(), "batch = 50");
     let address = program.start();
     let clients = program.clients(address, CLIENTS);
     clients.wait_for(50).await;
@@ -93,7 +93,7 @@ async fn commits_that_are_cut_off_are_neither_lost_nor_doubled() {
 async fn a_database_that_is_killed_or_frozen_keeps_nobody_and_loses_nothing() {
     let mut server = Own::start();
     let upstream = upstream();
-    let mut program = Program::new(Some(&server.url()), None, &upstream.base_url(), "batch = 50");
+    let mut program = Mortal::new(Some(&server.url()), None, &upstream.base_url(), "batch = 50");
     let address = program.start();
     let mut seen = Books::new();
     for _ in 0..rounds(2) {
@@ -127,7 +127,7 @@ async fn an_outage_costs_disk_and_not_memory() {
     let direct = format!("postgres://postgres@localhost/{name}?host={}", directory.display());
     let cutter = Cutter::start(directory);
     let upstream = upstream();
-    let mut program = Program::new(Some(&direct), Some(&cutter.url(&name)), &upstream.base_url(), "batch = 100");
+    let mut program = Mortal::new(Some(&direct), Some(&cutter.url(&name)), &upstream.base_url(), "batch = 100");
     let address = program.start();
     let clients = program.clients(address, 2 * CLIENTS);
     clients.wait_for(500).await;

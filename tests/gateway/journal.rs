@@ -278,7 +278,7 @@ async fn a_journal_that_is_read_again_is_not_booked_again() {
     let store = second.store().await;
     let start = Instant::now();
     loop {
-        let rows = crate::support::program::rows(&store).await;
+        let rows = crate::support::mortal::rows(&store).await;
         if rows.len() == 600 {
             break;
         }
@@ -348,7 +348,7 @@ async fn a_full_journal_refuses_until_there_is_room_again() {
 async fn booked(gateway: &Gateway, count: usize) -> usize {
     let (store, start) = (gateway.store().await, Instant::now());
     loop {
-        let rows = crate::support::program::rows(&store).await.len();
+        let rows = crate::support::mortal::rows(&store).await.len();
         if rows >= count {
             store.close().await;
             return rows;
@@ -383,7 +383,7 @@ async fn a_full_journal_drops_the_oldest_if_it_is_told_to() {
     assert_eq!(gateway.metric("tollgate_journal_lost_records_total").await, lost);
     assert_eq!(gateway.metric("tollgate_journal_pending_records").await, 0.0);
     let store = gateway.store().await;
-    let rows = crate::support::program::rows(&store).await;
+    let rows = crate::support::mortal::rows(&store).await;
     for id in &asked[asked.len() - 100..] {
         assert!(rows.iter().any(|row| row.request_id == *id), "the newest are there");
     }

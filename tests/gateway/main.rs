@@ -19,6 +19,7 @@ mod mock;
 mod pool;
 mod privacy;
 mod redis_down;
+mod secrets;
 mod store;
 mod support;
 mod upstreams;

@@ -74,6 +74,7 @@ on_both_databases! {
     the_log_is_read_newest_first_in_pages,
     the_log_is_filtered,
     facts_are_recorded_once,
+    a_ciphertext_is_replaced_unless_it_changed,
 }
 
 async fn migrating_twice_and_at_once_is_harmless(database: Database) {
@@ -675,6 +676,52 @@ async fn the_log_is_filtered(database: Database) {
     }
 }
 
+async fn a_ciphertext_is_replaced_unless_it_changed(database: Database) {
+    let store = database.store().await;
+    let spec = |name: &str| UpstreamSpec {
+        name: name.into(),
+        kind: UpstreamKind::OpenAi,
+        base_url: BaseUrl::parse("https://a.example/v1").unwrap(),
+        credential: format!("gAAAA-old-{name}"),
+        models: vec![],
+        weight: 1,
+        priority: 0,
+        api_version: None,
+        overrides: Overrides::default(),
+        disabled: false,
+    };
+    let a = store.create_upstream(&spec("a"), "test").await.unwrap();
+    let b = store.create_upstream(&spec("b"), "test").await.unwrap();
+    let gone = store.create_upstream(&spec("gone"), "test").await.unwrap();
+    let all = store.credentials().await.unwrap();
+    assert_eq!(
+        all.iter().map(|c| (c.id, c.ciphertext.as_str())).collect::<Vec<_>>()[..2],
+        [(a.id, "gAAAA-old-a"), (b.id, "gAAAA-old-b")]
+    );
+    store.remove_upstream(gone.id, "test").await.unwrap();
+    store.update_upstream(b.id, "test", |spec| spec.credential = "gAAAA-renewed".into()).await.unwrap();
+    let seq = store.changes_since(0).await.unwrap().seq;
+
+    assert!(store.replace_ciphertext(&all[0], "gAAAA-new-a", "cli:me").await.unwrap());
+    assert!(!store.replace_ciphertext(&all[1], "gAAAA-new-b", "cli:me").await.unwrap(), "it was renewed meanwhile");
+    assert!(!store.replace_ciphertext(&all[2], "gAAAA-new-gone", "cli:me").await.unwrap(), "it was removed meanwhile");
+    let now = store.credentials().await.unwrap();
+    assert_eq!(now.iter().map(|c| c.ciphertext.as_str()).collect::<Vec<_>>(), ["gAAAA-new-a", "gAAAA-renewed"]);
+    assert!(
+        store.changes_since(seq).await.unwrap().is_empty(),
+        "it is the same credential: nothing to tell the gateways"
+    );
+    let log = store.admin_log(1).await.unwrap().remove(0);
+    let logged = (log.action.as_str(), log.actor.as_str(), log.subject_id, log.detail.as_str());
+    assert_eq!(logged, ("upstream.rotate_credential", "cli:me", Some(a.id.0), r#"{"name":"a"}"#));
+
+    store.meta_or_insert("fact", "old").await.unwrap();
+    store.replace_meta("fact", "another", "new").await.unwrap();
+    assert_eq!(store.meta("fact").await.unwrap().as_deref(), Some("old"));
+    store.replace_meta("fact", "old", "new").await.unwrap();
+    assert_eq!(store.meta("fact").await.unwrap().as_deref(), Some("new"));
+}
+
 async fn facts_are_recorded_once(database: Database) {
     let stores = [database.store().await, database.store().await];
     assert_eq!(stores[0].meta("fact").await.unwrap(), None);
@@ -706,6 +753,13 @@ async fn the_files_of_sqlite_are_private() {
     let files: Vec<_> = std::fs::read_dir(&made).unwrap().map(|file| file.unwrap().path()).collect();
     assert!(files.len() > 1, "the write-ahead log is there: {files:?}");
     assert!(files.iter().all(|file| mode(file) == 0o600), "{files:?}");
+}
+
+#[tokio::test]
+async fn a_store_does_not_show_the_password() {
+    let store = Store::open("postgres://me:hunter2@db.example/tollgate").await.unwrap();
+    let shown = format!("{store:?} {store:#?}");
+    assert!(!shown.contains("hunter2"), "{shown}");
 }
 
 #[tokio::test]

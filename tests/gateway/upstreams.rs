@@ -6,9 +6,10 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use crate::support::{
-    gateway::Gateway,
-    openai::{chat, chat_stream, completion},
-    upstream::{Answer, Upstream},
+    cli::Cli,
+    gateway::{Gateway, PATIENCE},
+    openai::{chat, chat_stream, completion, event},
+    upstream::{Answer, Script, Upstream},
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -221,9 +222,220 @@ async fn an_upstream_that_cannot_be_used_does_not_hide_other_changes() {
 }
 
 async fn until_status(gateway: &Gateway, status: StatusCode) {
-    let until = std::time::Instant::now() + crate::support::gateway::PATIENCE;
+    let until = std::time::Instant::now() + PATIENCE;
     while gateway.ask(CHAT, &chat()).await.status != status {
         assert!(std::time::Instant::now() < until, "the change is not seen");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// A gateway whose only upstream is in the database, and the command line beside it.
+async fn with_stored(upstream: &Upstream) -> (Gateway, Cli) {
+    let gateway = Gateway::builder().start();
+    let cli = Cli::beside(&gateway).await;
+    cli.run(&format!("upstream add --name stored --base-url {}", upstream.base_url()), "sk-stored").await.unwrap();
+    until_state(&cli, "closed").await;
+    (gateway, cli)
+}
+
+/// Waits until the upstream `stored` is in this state for the gateway.
+async fn until_state(cli: &Cli, state: &str) {
+    let until = std::time::Instant::now() + PATIENCE;
+    loop {
+        let rows = cli.json("upstream list").await;
+        let row = rows.as_array().unwrap().iter().find(|row| row["name"] == "stored").unwrap().clone();
+        if row["state"] == state {
+            return;
+        }
+        assert!(std::time::Instant::now() < until, "waited for {state}: {row}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_list_shows_how_the_gateway_sees_each_upstream() {
+    let upstream = Upstream::start(Answer::sse([event("a", None)]).never_end());
+    let gateway = Gateway::builder().upstream("file", &upstream.base_url(), "").start();
+    let cli = Cli { file_upstreams: vec![in_file("file")], ..Cli::beside(&gateway).await };
+    cli.run("upstream add --name stored --base-url http://127.0.0.1:1/v1 --models other", "sk-1").await.unwrap();
+    until_state(&cli, "closed").await;
+    cli.text("upstream disable stored").await;
+    until_state(&cli, "disabled").await;
+    let mut stream = gateway.post(CHAT).body_content_length(chat_stream().to_string()).send().await.unwrap();
+    stream.chunk().await.unwrap().unwrap();
+    let rows = cli.json("upstream list").await;
+    let seen = |row: &Value| (row["state"].clone(), row["in_flight"].clone());
+    assert_eq!((seen(&rows[0]), seen(&rows[1])), ((json!("closed"), json!(1)), (json!("disabled"), json!(0))));
+    assert_eq!(seen(&cli.json("upstream show file").await), (json!("closed"), json!(1)));
+    let table = cli.text("upstream list").await;
+    let words = |line: usize| table.lines().nth(line).unwrap().split_whitespace().rev().take(3).collect::<Vec<_>>();
+    assert_eq!((words(1), words(2)), (vec!["1", "closed", "no"], vec!["0", "disabled", "yes"]), "{table}");
+
+    // The file's upstream goes before one of the same name in the database.
+    let spec = cli.store.find_upstream("stored").await.unwrap().spec;
+    cli.store.create_upstream(&tollgate::store::UpstreamSpec { name: "file".into(), ..spec }, "test").await.unwrap();
+    let rows = cli.json("upstream list").await;
+    assert_eq!((&rows[2]["name"], seen(&rows[2])), (&json!("file"), (Value::Null, Value::Null)));
+    drop(stream);
+    upstream.wait_for_hang_ups(1).await;
+}
+
+fn in_file(name: &str) -> std::sync::Arc<tollgate_core::upstream::Upstream> {
+    std::sync::Arc::new(tollgate_core::upstream::Upstream {
+        id: None,
+        name: name.to_owned(),
+        kind: tollgate_core::upstream::UpstreamKind::OpenAi,
+        base_url: tollgate_core::upstream::BaseUrl::parse("http://127.0.0.1:1/v1").unwrap(),
+        credential: tollgate_core::secret::Secret::new("sk-in-file".into()),
+        models: vec![],
+        weight: 1,
+        priority: 0,
+        api_version: None,
+        handling: tollgate_core::upstream::Handling::default(),
+        ca_pem: None,
+        disabled: false,
+    })
+}
+
+#[tokio::test]
+async fn draining_waits_for_what_is_in_flight() {
+    let events = (0..12).map(|n| event(&n.to_string(), None)).chain([crate::support::openai::DONE.to_owned()]);
+    let upstream = Upstream::start(Answer::sse(events).pause(Duration::from_millis(150)));
+    let (gateway, cli) = with_stored(&upstream).await;
+    let mut stream = gateway.post(CHAT).body_content_length(chat_stream().to_string()).send().await.unwrap();
+    stream.chunk().await.unwrap().unwrap();
+
+    let (printed, error, exit) = cli.fails_with("upstream drain stored --timeout 1s --json", "").await;
+    let object: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!((&object["drained"], &object["in_flight"], exit), (&json!(false), &json!(1), 1));
+    assert!(error.contains("1 attempt in flight") && error.contains("stays disabled"), "{error}");
+    assert_eq!(gateway.ask(CHAT, &chat()).await.status, StatusCode::SERVICE_UNAVAILABLE, "it gets no new work");
+
+    let (drained, whole) = tokio::join!(cli.json("upstream drain stored"), stream.whole());
+    assert!(whole.error.is_none() && String::from_utf8_lossy(&whole.body).ends_with("[DONE]\n\n"));
+    assert_eq!(
+        (&drained["drained"], &drained["in_flight"], &drained["disabled"]),
+        (&json!(true), &json!(0), &json!(true))
+    );
+    assert!(drained["waited_ms"].as_u64().is_some_and(|ms| ms > 0));
+    assert_eq!(gateway.metric("tollgate_upstream_in_flight{upstream=\"stored\"}").await, 0.0);
+    assert_eq!(
+        cli.text("upstream drain stored").await,
+        format!("drained upstream stored (id 1, {}): nothing is in flight there\n", upstream.base_url())
+    );
+}
+
+#[tokio::test]
+async fn draining_believes_only_a_gateway_that_has_seen_it() {
+    let mut cli = Cli::new().await;
+    cli.run("upstream add --name stored", "sk-1").await.unwrap();
+    let metrics = |state: &str, in_flight: u32| {
+        let text = format!(
+            "tollgate_upstream_in_flight{{upstream=\"stored\"}} {in_flight}\n\
+             tollgate_upstream_state{{state=\"{state}\",upstream=\"stored\"}} 1\n"
+        );
+        Answer::text(200, "text/plain", text)
+    };
+    let unaware = Upstream::start(metrics("closed", 0));
+    cli.admin = Some(unaware.addr());
+    let (_, error, exit) = cli.fails_with("upstream drain stored --timeout 1s", "").await;
+    assert!(error.contains("the gateway has not seen yet that it is disabled") && exit == 1, "{error}");
+
+    // Nothing once is no proof: a request may have been about to come.
+    let calm = || metrics("disabled", 0);
+    let late = Upstream::start([calm(), metrics("disabled", 1), calm(), calm(), calm(), calm(), calm()]);
+    cli.admin = Some(late.addr());
+    assert_eq!(cli.json("upstream drain stored").await["drained"], true);
+    assert_eq!(late.received().len(), 7);
+
+    // One that does not know it has nothing in flight there.
+    let other = Upstream::start(Answer::text(200, "text/plain", "tollgate_store_up 1\n"));
+    cli.admin = Some(other.addr());
+    assert_eq!(cli.json("upstream drain stored").await["drained"], true);
+
+    // One that ends while we wait.
+    let mut first = Some(metrics("disabled", 2));
+    let ending = Upstream::start(Script::by(move |_| first.take().unwrap_or_else(Answer::reset)));
+    cli.admin = Some(ending.addr());
+    let (printed, error, exit) = cli.fails_with("upstream drain stored --json", "").await;
+    assert!(printed.contains("\"in_flight\":2") && printed.contains("\"drained\":false"), "{printed}");
+    assert!(
+        error.contains("does not answer any more") && error.contains("2 attempts in flight") && exit == 1,
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn an_operators_word_gives_a_quarantined_upstream_another_chance() {
+    let refusing = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let asked = std::sync::Arc::clone(&refusing);
+    let upstream = Upstream::start(Script::by(move |_| {
+        let is_refusing = asked.load(std::sync::atomic::Ordering::Relaxed);
+        if is_refusing { Answer::json(401, &json!({})) } else { completion() }
+    }));
+    let (gateway, cli) = with_stored(&upstream).await;
+    // Enabled though it was not disabled; enabled after it was; changed.
+    for lines in [
+        &["upstream enable stored"][..],
+        &["upstream disable stored", "upstream enable stored"],
+        &["upstream update stored --weight 2"],
+    ] {
+        refusing.store(true, std::sync::atomic::Ordering::Relaxed);
+        gateway.ask(CHAT, &chat()).await;
+        until_state(&cli, "quarantined").await;
+        refusing.store(false, std::sync::atomic::Ordering::Relaxed);
+        for line in lines {
+            cli.text(line).await;
+        }
+        until_state(&cli, "half_open").await;
+        assert_eq!(gateway.ask(CHAT, &chat()).await.status, StatusCode::OK, "{lines:?}");
+        until_state(&cli, "closed").await;
+    }
+    let entered = |state: &str| format!("tollgate_upstream_transitions_total{{state=\"{state}\",upstream=\"stored\"}}");
+    assert_eq!(gateway.metric(&entered("quarantined")).await, 3.0);
+    assert_eq!(gateway.metric(&entered("half_open")).await, 3.0);
+}
+
+#[tokio::test]
+async fn a_change_of_others_frees_nobody() {
+    let upstream = Upstream::start(Answer::json(401, &json!({})));
+    let (gateway, cli) = with_stored(&upstream).await;
+    gateway.ask(CHAT, &chat()).await;
+    until_state(&cli, "quarantined").await;
+    cli.run("upstream add --name other --base-url http://127.0.0.1:1/v1 --models other", "sk-1").await.unwrap();
+    cli.text("user update alice --rpm 100").await;
+    let until = std::time::Instant::now() + PATIENCE;
+    while cli.json("upstream show other").await["state"] != "closed" {
+        assert!(std::time::Instant::now() < until, "the change is not seen");
+    }
+    until_state(&cli, "quarantined").await;
+}
+
+#[tokio::test]
+async fn a_credential_that_the_gateway_cannot_decrypt_leaves_it_with_the_old_one() {
+    let upstream = Upstream::start(completion());
+    let (gateway, cli) = with_stored(&upstream).await;
+    let file = gateway.dir().join("fernet.key");
+    let kept = std::fs::read_to_string(&file).unwrap();
+    // A new first key that the gateway was not told of.
+    std::fs::write(&file, format!("{}\n{kept}", tollgate::secrets::generate_key().expose())).unwrap();
+    let cli = cli.with_keys_of(&file);
+    cli.run("upstream update stored --new-credential --models gpt-4o,new", "sk-new").await.unwrap();
+    let new = json!({ "messages": [], "model": "new" });
+    let until = std::time::Instant::now() + PATIENCE;
+    while gateway.ask(CHAT, &new).await.status != StatusCode::OK
+        || cli.json("upstream list").await[0]["state"] != "closed"
+    {
+        assert!(std::time::Instant::now() < until, "the change is not seen");
+    }
+    assert_eq!(gateway.ask(CHAT, &chat()).await.status, StatusCode::OK);
+    let sent: Vec<_> =
+        upstream.received().iter().map(|request| request.header("authorization").unwrap().to_owned()).collect();
+    assert!(sent.iter().all(|sent| sent == "Bearer sk-stored"), "{sent:?}");
+
+    // At another address it may mean another account.
+    let elsewhere = Upstream::start(completion());
+    cli.text(&format!("upstream update stored --base-url {}", elsewhere.base_url())).await;
+    until_status(&gateway, StatusCode::NOT_FOUND).await;
+    assert_eq!(elsewhere.received().len(), 0, "a secret goes where it was meant to go");
 }

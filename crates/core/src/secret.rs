@@ -29,9 +29,41 @@ impl std::fmt::Debug for Secret {
     }
 }
 
+/// Why a credential cannot be sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsendable {
+    /// There is none.
+    #[error("is empty")]
+    Empty,
+    /// It has characters that no credential has.
+    #[error("contains white space or characters that cannot be sent in a header")]
+    NotPrintable,
+}
+
+/// A credential travels in a header; one that cannot would fail every request.
+///
+/// # Errors
+/// Why it cannot be sent; the end of a sentence that begins with where it stands.
+pub fn check_sendable(credential: &[u8]) -> Result<(), Unsendable> {
+    match credential {
+        [] => Err(Unsendable::Empty),
+        _ if credential.iter().all(u8::is_ascii_graphic) => Ok(()),
+        _ => Err(Unsendable::NotPrintable),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::Secret;
+    use super::{Secret, Unsendable, check_sendable};
+
+    #[test]
+    fn a_credential_is_printable() {
+        assert_eq!(check_sendable(b"sk-proj_1.2/3+4="), Ok(()));
+        assert_eq!(check_sendable(b""), Err(Unsendable::Empty));
+        for bad in ["a b", "a\n", "a\0", "\u{e9}", "\u{7f}"] {
+            assert_eq!(check_sendable(bad.as_bytes()), Err(Unsendable::NotPrintable), "{bad:?}");
+        }
+    }
 
     #[test]
     fn a_secret_does_not_show_itself() {

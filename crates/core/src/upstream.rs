@@ -7,6 +7,8 @@ use sha2::{Digest, Sha256};
 
 use crate::{glob, id::UpstreamId, secret::Secret};
 
+pub mod written;
+
 /// How the provider wants to be spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -200,6 +202,24 @@ pub struct Overrides {
 }
 
 impl Overrides {
+    /// What must be said of `handling` where `default` holds.
+    #[must_use]
+    pub fn between(handling: Handling, default: Handling) -> Self {
+        let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        let or_none = |duration: Option<Duration>| duration.map_or(0, ms);
+        let differs = |said: u64, default: u64| Some(said).filter(|said| *said != default);
+        let (said, from) = (handling.timeouts, default.timeouts);
+        Self {
+            connect_timeout_ms: differs(ms(said.connect), ms(from.connect)),
+            first_byte_timeout_ms: differs(ms(said.first_byte), ms(from.first_byte)),
+            chunk_timeout_ms: differs(ms(said.chunk), ms(from.chunk)),
+            total_timeout_ms: differs(or_none(said.total), or_none(from.total)),
+            rpm: differs(handling.rpm, default.rpm),
+            tpm: differs(handling.tpm, default.tpm),
+            probe_interval_ms: differs(or_none(handling.probe_interval), or_none(default.probe_interval)),
+        }
+    }
+
     /// What they make of `default`.
     #[must_use]
     pub fn over(&self, default: Handling) -> Handling {

@@ -1,276 +1,165 @@
-//! The real program in a process of its own, that may be killed and started again, and clients that keep books of their own.
+//! The real program, run as people run it: in a directory of its own, with an environment of its own.
 
 use std::{
-    collections::BTreeMap,
     fs,
+    io::{Read, Write},
     net::SocketAddr,
-    path::Path,
-    process::Command,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicBool, Ordering},
-    },
-    time::{Duration, Instant},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
 };
 
 use rustix::process::Signal;
 use tempfile::TempDir;
-use tokio::task::JoinSet;
-use tollgate::{
-    secrets::generate_key,
-    store::{AuditFilter, AuditRow, GroupBy, KeySpec, Store, UsageQuery},
-};
 
 use super::{
-    client::{Connection, h1},
     fleet::wait_for_address,
-    gateway::{PATIENCE, first_key},
-    openai::{DONE, chat, chat_stream, event, usage_event},
+    gateway::PATIENCE,
     process::{Process, log},
-    upstream::{Answer, Script, Upstream},
 };
 
-const CHAT: &str = "/v1/chat/completions";
-/// What every whole answer, and every stream, uses.
-const USED: (i64, i64) = (7, 5);
-
-/// An upstream for [`Clients`]: half of its answers are streams that take their time.
-pub(crate) fn upstream() -> Upstream {
-    Upstream::start(Script::by(|request| {
-        if !String::from_utf8_lossy(&request.body).contains("\"stream\":true") {
-            return super::openai::completion();
-        }
-        let words = ["a", "b", "c"].map(|word| event(word, Some("null")));
-        let parts = words.into_iter().chain([usage_event(7, 5), DONE.to_owned()]);
-        Answer::sse(parts).pause(Duration::from_millis(5))
-    }))
+/// A directory with a configuration, `tollgate.toml`.
+pub(crate) struct Program {
+    directory: TempDir,
+    environment: Vec<(&'static str, String)>,
 }
 
-/// A gateway that may be running.
-pub(crate) struct Program {
-    pub(crate) key: String,
-    pub(crate) store_url: String,
-    directory: TempDir,
-    fernet_key: String,
-    process: Option<Process>,
-    /// What its clients call themselves.
-    pub(crate) user_agent: String,
-    /// May it refuse them, because its journal is full?
-    pub(crate) may_be_full: bool,
+/// What a run left behind.
+pub(crate) struct Run {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
 }
 
 impl Program {
-    /// One on the database at `store_url`, reached by the gateway at `through`; `usage` are lines of its `[usage]`.
-    pub(crate) fn new(store_url: Option<&str>, through: Option<&str>, base_url: &str, usage: &str) -> Self {
+    /// `DIR` in the configuration stands for the directory.
+    pub(crate) fn new(config: &str) -> Self {
         let directory = tempfile::Builder::new().prefix("tollgate-program-").tempdir().unwrap();
-        let sqlite = format!("sqlite://{}/tollgate.db", directory.path().display());
-        let store_url = store_url.map_or(sqlite, str::to_owned);
-        let key = first_key(&store_url, &KeySpec::default());
-        let config = format!(
-            "[server]\nlisten = [\"127.0.0.1:0\"]\nadmin_listen = \"\"\nthreads = 2\n[store]\nurl = \"{}\"\n\
-             [usage]\nflush_interval = \"50ms\"\n{usage}\n[log]\nlevel = \"warn,tollgate::server=info\"\n\
-             [[upstream]]\nname = \"main\"\nbase_url = \"{base_url}\"\ncredential = \"sk-main\"\n",
-            through.unwrap_or(&store_url)
-        );
-        fs::write(directory.path().join("tollgate.toml"), config).unwrap();
-        let (fernet_key, user_agent) = (generate_key().expose().to_owned(), "test".to_owned());
-        Self { key, store_url, directory, fernet_key, process: None, user_agent, may_be_full: false }
+        let program = Self { directory, environment: Vec::new() };
+        program.write("tollgate.toml", config);
+        program
     }
 
-    /// Starts it; where it listens.
-    pub(crate) fn start(&mut self) -> SocketAddr {
+    /// Sets a variable of its environment.
+    pub(crate) fn variable(mut self, name: &'static str, value: &str) -> Self {
+        self.environment.retain(|(known, _)| *known != name);
+        self.environment.push((name, value.to_owned()));
+        self
+    }
+
+    /// Its directory.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Writes a file of its directory.
+    pub(crate) fn write(&self, name: &str, content: &str) {
+        let directory = self.directory().display().to_string();
+        fs::write(self.directory().join(name), content.replace("DIR", &directory)).unwrap();
+    }
+
+    fn command(&self, config: &str, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tollgate"));
-        command.arg("--config").arg(self.directory.path().join("tollgate.toml")).arg("serve");
-        command.current_dir(self.directory.path()).env("TOLLGATE_FERNET_KEYS", &self.fernet_key);
-        let process =
-            Process::start(command, &self.directory.path().join("log.d"), "the gateway is built with its tests");
-        let process = self.process.insert(process);
-        wait_for_address(process, &self.directory.path().join("log.d"))
+        command.arg("--config").arg(self.directory().join(config)).args(line.split_whitespace());
+        command.env_clear().envs(self.environment.iter().cloned()).current_dir(self.directory());
+        command
     }
 
-    /// Kills it, whatever it is doing.
-    pub(crate) fn kill(&mut self) {
-        self.process = None;
+    /// Runs it to its end, with `input` on standard input. Panics if it does not come to one.
+    pub(crate) fn run(&self, line: &str, input: &str) -> Run {
+        self.run_with("tollgate.toml", line, input)
     }
 
-    /// Stops it in order: what it has is on the books then, if the database takes it.
-    pub(crate) fn stop(&mut self) {
-        let mut process = self.process.take().expect("it runs");
-        process.signal(Signal::TERM);
-        let start = Instant::now();
-        while !process.has_ended() {
-            assert!(start.elapsed() < Duration::from_secs(60), "it does not stop:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+    /// The same, with another configuration of its directory.
+    pub(crate) fn run_with(&self, config: &str, line: &str, input: &str) -> Run {
+        let mut command = self.command(config, line);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program is built with its tests");
+        // One that ends without reading is fine.
+        let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+        let (mut stdout, mut stderr) = (child.stdout.take().unwrap(), child.stderr.take().unwrap());
+        let all = |from: &mut dyn Read| {
+            let mut text = String::new();
+            from.read_to_string(&mut text).unwrap();
+            text
+        };
+        std::thread::scope(|scope| {
+            let stderr = scope.spawn(move || all(&mut stderr));
+            let stdout = scope.spawn(move || all(&mut stdout));
+            let start = Instant::now();
+            let status = loop {
+                match child.try_wait().unwrap() {
+                    Some(status) => break Some(status),
+                    None if start.elapsed() > PATIENCE => break None,
+                    None => std::thread::sleep(std::time::Duration::from_millis(5)),
+                }
+            };
+            let _ = child.kill();
+            let _ = child.wait();
+            let (stdout, stderr) = (stdout.join().unwrap(), stderr.join().unwrap());
+            let status = status.unwrap_or_else(|| panic!("{line} does not end:\n{stdout}\n{stderr}"));
+            Run { code: status.code().unwrap_or(-1), stdout, stderr }
+        })
+    }
+
+    /// Starts `serve`.
+    pub(crate) fn serve(&self) -> Serving {
+        let directory = self.directory().to_owned();
+        let mut process = Process::start(self.command("tollgate.toml", "serve"), &directory, "it is built");
+        let http = wait_for_address(&mut process, &directory);
+        Serving { directory, process, http }
+    }
+
+    /// Everything that the gateway said that was started last.
+    pub(crate) fn log(&self) -> String {
+        log(self.directory())
+    }
+}
+
+/// A gateway in a process of its own.
+pub(crate) struct Serving {
+    directory: PathBuf,
+    process: Process,
+    http: SocketAddr,
+}
+
+impl Serving {
+    /// Everything it said so far.
+    pub(crate) fn log(&self) -> String {
+        log(&self.directory)
+    }
+
+    /// Its plain listener.
+    pub(crate) fn http(&self) -> SocketAddr {
+        self.http
     }
 
     /// The memory that it takes, in KiB.
     pub(crate) fn resident_kb(&self) -> u64 {
-        let status = self.process.as_ref().map(|process| format!("/proc/{}/status", process.id()));
-        let status = fs::read_to_string(status.expect("it runs")).unwrap();
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
-    /// The directory of its journal.
-    pub(crate) fn journal(&self) -> std::path::PathBuf {
-        self.directory.path().join("data/journal")
+    /// Its admin listener.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        self.address("admin=Some(")
     }
 
-    /// What it said.
-    pub(crate) fn log(&self) -> String {
-        log(&self.directory.path().join("log.d"))
+    fn address(&self, before: &str) -> SocketAddr {
+        let log = self.log();
+        let found = log.lines().find_map(|line| line.split_once(before)?.1.split([']', ')']).next());
+        found.and_then(|address| address.parse().ok()).unwrap_or_else(|| panic!("no {before} in {log}"))
     }
 
-    /// Clients that ask it, at once so many, until they are told to stop.
-    pub(crate) fn clients(&self, address: SocketAddr, count: usize) -> Clients {
-        let (stop, books) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Books::new())));
-        let mut running = JoinSet::new();
-        for number in 0..count {
-            let (key, user_agent) = (self.key.clone(), self.user_agent.clone());
-            let (stop, books, may_be_refused) = (Arc::clone(&stop), Arc::clone(&books), self.may_be_full);
-            let client = Client { address, key, user_agent, may_be_refused, stop, books };
-            running.spawn(client.run(number % 2 == 0));
-        }
-        Clients { stop, books, running }
-    }
-
-    /// Compares what clients got with what is booked: nothing missing, nothing twice, and the sums are the sums.
-    pub(crate) async fn check(&self, seen: &Books) {
-        let store = Store::open(&self.store_url).await.unwrap();
-        let rows = rows(&store).await;
-        let mut by_id: BTreeMap<&str, &AuditRow> = BTreeMap::new();
-        for row in &rows {
-            assert!(by_id.insert(&row.request_id, row).is_none(), "{} is booked twice", row.request_id);
-        }
-        let missing: Vec<_> =
-            seen.iter().filter(|(id, is_whole)| **is_whole && !by_id.contains_key(id.as_str())).collect();
-        let (count, log) = (missing.len(), self.log());
-        assert!(
-            missing.is_empty(),
-            "{count} of {} answers are not booked, such as {:?}:\n{log}",
-            seen.len(),
-            missing[0]
-        );
-        for (id, row) in by_id {
-            let used = (row.prompt_tokens, row.completion_tokens);
-            match (seen.get(id), row.code.as_deref()) {
-                (_, None) => assert_eq!((used, row.interrupted, row.status), (USED, false, 200), "{row:?}"),
-                (Some(true), code) => panic!("a whole answer is booked as {code:?}: {row:?}"),
-                (_, Some("interrupted" | "client_closed" | "upstream_error")) => {
-                    assert!(row.interrupted && row.estimated && row.prompt_tokens > 0, "{row:?}");
-                }
-                (_, Some(_)) => panic!("nobody was refused: {row:?}"),
-            }
-        }
-        check_sums(&store, &rows).await;
-        store.close().await;
-    }
-}
-
-/// The sums of each day are those of the log.
-async fn check_sums(store: &Store, rows: &[AuditRow]) {
-    let days = store.usage(UsageQuery { by: GroupBy::Day, since: None, until: None }).await.unwrap();
-    let months = store.usage(UsageQuery { by: GroupBy::Month, since: None, until: None }).await.unwrap();
-    for sums in [days, months] {
-        let sum = |of: fn(&AuditRow) -> i64| rows.iter().map(of).sum::<i64>();
-        assert_eq!(sums.iter().map(|day| day.requests).sum::<i64>(), i64::try_from(rows.len()).unwrap());
-        assert_eq!(sums.iter().map(|day| day.prompt_tokens).sum::<i64>(), sum(|row| row.prompt_tokens));
-        assert_eq!(sums.iter().map(|day| day.completion_tokens).sum::<i64>(), sum(|row| row.completion_tokens));
-        assert_eq!(sums.iter().map(|day| day.cost_nano_usd).sum::<i64>(), sum(|row| row.cost_nano_usd));
-    }
-}
-
-/// The whole request log.
-pub(crate) async fn rows(store: &Store) -> Vec<AuditRow> {
-    store.audit(&AuditFilter { limit: 1_000_000, ..AuditFilter::default() }).await.unwrap()
-}
-
-/// Ids of requests, and whether their answers came whole.
-pub(crate) type Books = BTreeMap<String, bool>;
-
-/// Clients at work.
-pub(crate) struct Clients {
-    stop: Arc<AtomicBool>,
-    books: Arc<Mutex<Books>>,
-    running: JoinSet<()>,
-}
-
-impl Clients {
-    /// How many answers came whole so far.
-    pub(crate) fn count(&self) -> usize {
-        self.books.lock().unwrap().values().filter(|is_whole| **is_whole).count()
-    }
-
-    /// Waits until so many answers came whole.
-    pub(crate) async fn wait_for(&self, count: usize) {
+    /// Asks it to end, waits until it has, and gives everything it said.
+    pub(crate) fn stop(mut self) -> String {
+        self.process.signal(Signal::TERM);
         let start = Instant::now();
-        while self.count() < count {
-            assert!(start.elapsed() < PATIENCE * 3, "only {} of {count} answers", self.count());
-            tokio::time::sleep(Duration::from_millis(5)).await;
+        while !self.process.has_ended() {
+            assert!(start.elapsed() < PATIENCE * 2, "it does not end:\n{}", self.log());
+            std::thread::sleep(std::time::Duration::from_millis(10));
         }
+        self.log()
     }
-
-    /// Stops them; what they got.
-    pub(crate) async fn stop(mut self) -> Books {
-        self.stop.store(true, Ordering::Relaxed);
-        while let Some(done) = self.running.join_next().await {
-            done.unwrap();
-        }
-        std::mem::take(&mut *self.books.lock().unwrap())
-    }
-}
-
-struct Client {
-    address: SocketAddr,
-    key: String,
-    user_agent: String,
-    may_be_refused: bool,
-    stop: Arc<AtomicBool>,
-    books: Arc<Mutex<Books>>,
-}
-
-impl Client {
-    async fn run(self, streams: bool) {
-        let body = if streams { chat_stream() } else { chat() }.to_string();
-        let mut connection = None;
-        while !self.stop.load(Ordering::Relaxed) {
-            if self.ask(&mut connection, &body, streams).await.is_none() {
-                connection = None;
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        }
-    }
-
-    /// One request; `None` if it failed.
-    async fn ask(&self, connection: &mut Option<Connection>, body: &str, streams: bool) -> Option<()> {
-        let target = h1(self.address);
-        if connection.is_none() {
-            *connection = Some(target.connect().await.ok()?);
-        }
-        let request = target.post(CHAT).bearer(&self.key).header("user-agent", &self.user_agent);
-        let request = request.body_content_length(body.to_owned());
-        let mut answer = connection.as_mut()?.send(request).await.ok()?;
-        let id = answer.headers.get("x-request-id")?.to_str().ok()?.to_owned();
-        if answer.status == 503 && self.may_be_refused {
-            return None;
-        }
-        assert_eq!(answer.status, 200, "{id}");
-        self.books.lock().unwrap().insert(id.clone(), false);
-        let mut text = Vec::new();
-        while let Some(chunk) = answer.chunk().await {
-            text.extend(chunk.ok()?.bytes);
-            // As SDKs do: a stream is over at its end mark.
-            if streams && text.ends_with(DONE.as_bytes()) {
-                self.books.lock().unwrap().insert(id.clone(), true);
-            }
-        }
-        self.books.lock().unwrap().insert(id, true);
-        Some(())
-    }
-}
-
-/// How many bytes the files of a directory have.
-pub(crate) fn bytes_in(directory: &Path) -> u64 {
-    fs::read_dir(directory).unwrap().filter_map(|entry| entry.ok()?.metadata().ok()).map(|file| file.len()).sum()
 }

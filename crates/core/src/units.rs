@@ -1,9 +1,9 @@
-//! Durations (`"60s"`) and sizes (`"64 MiB"`) as a config writes them.
+//! Durations (`"60s"`) and sizes (`"64 MiB"`) as the configuration and the command line have them.
 //!
 //! A whole number and a unit, so that a reader never has to know what a bare number counts. Both directions are here:
 //! messages show limits in the form in which they are written.
 
-use std::time::Duration;
+use std::{ops::RangeInclusive, time::Duration};
 
 const DURATIONS: [(&str, u64); 5] = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
 const SIZES: [(&str, u64); 7] = [
@@ -20,30 +20,45 @@ const SIZES: [(&str, u64); 7] = [
 ///
 /// # Errors
 /// A sentence that says what is wrong with `text`.
-pub(super) fn parse_duration(text: &str) -> Result<Duration, String> {
+pub fn parse_duration(text: &str) -> Result<Duration, String> {
     parse(text, &DURATIONS).map(Duration::from_millis).ok_or_else(|| {
         format!("{text:?} is not a duration: write a whole number and ms, s, m, h or d, such as \"60s\"")
     })
+}
+
+/// Parses a duration that must be within `range`.
+///
+/// # Errors
+/// A sentence that says what is wrong with `text`.
+pub fn parse_duration_within(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
+    let duration = parse_duration(text)?;
+    if range.contains(&duration) {
+        return Ok(duration);
+    }
+    let (least, most) = (show_duration(*range.start()), show_duration(*range.end()));
+    Err(format!("{} is not between {least} and {most}", show_duration(duration)))
 }
 
 /// Parses `64 MiB`, `512KiB`, `10 MB` or `100 B`: a number of bytes.
 ///
 /// # Errors
 /// A sentence that says what is wrong with `text`.
-pub(super) fn parse_size(text: &str) -> Result<u64, String> {
+pub fn parse_size(text: &str) -> Result<u64, String> {
     parse(text, &SIZES).ok_or_else(|| {
         format!("{text:?} is not a size: write a whole number and B, KiB, MiB or GiB, such as \"64 MiB\"")
     })
 }
 
 /// `duration` in the largest unit that gives a whole number; parts of a millisecond are dropped.
-pub(super) fn show_duration(duration: Duration) -> String {
+#[must_use]
+pub fn show_duration(duration: Duration) -> String {
     let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     if ms == 0 { "0s".to_owned() } else { show(ms, &DURATIONS, "") }
 }
 
 /// `bytes` in the largest binary unit that gives a whole number.
-pub(super) fn show_size(bytes: u64) -> String {
+#[must_use]
+pub fn show_size(bytes: u64) -> String {
     if bytes == 0 { "0 B".to_owned() } else { show(bytes, &[SIZES[0], SIZES[1], SIZES[2], SIZES[6]], " ") }
 }
 
