@@ -20,11 +20,11 @@ use pingora_core::{
 };
 use pingora_proxy::{ProcessCustomSession, ProxyServiceBuilder};
 use tokio::sync::{Notify, watch};
-use tollgate_core::{retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream};
+use tollgate_core::{retention::Kept, retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream};
 
 use crate::{
     admin::Admin,
-    config::{Config, CredentialSource, OnRedisDown, UpstreamSpec},
+    config::{Audit, Config, CredentialSource, OnRedisDown, UpstreamSpec},
     connector::OnePieceConnector,
     drain::{Drain, Stop},
     jobs::{
@@ -34,6 +34,7 @@ use crate::{
         models::Models,
         probe::Probes,
         refresh::{Fixed, Refresh},
+        retention::Retention,
         token_counter::TokenCounter,
         usage_writer::{Calm, Hurried, UsageWriter},
     },
@@ -96,6 +97,8 @@ impl Assembly {
         server.add_service(background_service("models", Models::new(Arc::clone(&shared))));
         server.add_service(background_service("journal", JournalKeeper::new(Arc::clone(&shared))));
         server.add_service(background_service("token counter", TokenCounter::new(Arc::clone(&shared))));
+        let retention = Retention::new(Arc::clone(&shared), config.store.url.clone(), kept(&config.audit));
+        server.add_service(background_service("retention", retention));
         let writer = Arc::new(writer);
         server.add_service(background_service("usage writer", Calm(Arc::clone(&writer))));
         server.add_service(background_service("hurried usage writer", Hurried(Arc::clone(&writer))));
@@ -244,6 +247,14 @@ fn credential_file(spec: &UpstreamSpec) -> Option<(String, PathBuf)> {
         CredentialSource::File { path, .. } => Some((spec.name.clone(), path.clone())),
         _ => None,
     }
+}
+
+/// The tables that grow, and for how long their rows are kept. Content is nobody's business a day longer than was said.
+fn kept(audit: &Audit) -> Vec<Kept> {
+    vec![
+        Kept { table: "request_log", days: audit.retention_days, is_exact: false },
+        Kept { table: "request_content", days: audit.content_retention_days, is_exact: true },
+    ]
 }
 
 fn server_conf(config: &Config) -> ServerConf {

@@ -1,14 +1,12 @@
-//! Reading the request log, newest first, a page at a time.
+//! The request log as it is read, newest first, a page at a time: what is asked for, and what a row tells. How it is found stands
+//! in `listing.rs`.
 //!
 //! Pages go on after the last row of the one before (its time and id), not at a row number: the log grows while it is
 //! read, and a page deep down costs no more than the first.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
-use sqlx::QueryBuilder;
 use tollgate_core::id::{KeyId, UserId};
-
-use super::{Store, StoreError, on_pool};
 
 /// A place in the log: the rows after it are older.
 pub type Cursor = (DateTime<Utc>, String);
@@ -26,8 +24,12 @@ pub struct AuditFilter {
     pub key: Option<KeyId>,
     /// Model that was asked for.
     pub model: Option<String>,
+    /// Upstream that answered.
+    pub upstream: Option<String>,
     /// Status the client got.
     pub status: Option<u16>,
+    /// Code of its error; `ok`: it had none.
+    pub code: Option<String>,
     /// Only rows after this place.
     pub before: Option<Cursor>,
     /// At most so many rows.
@@ -88,47 +90,11 @@ impl AuditRow {
     }
 }
 
-const SELECT: &str = "SELECT CAST(r.request_id AS TEXT) AS request_id, r.started_at, r.user_id, u.name AS \"user\",
+/// What is selected of a row `r`, with [`NAMES`] beside it.
+pub(super) const COLUMNS: &str = "CAST(r.request_id AS TEXT) AS request_id, r.started_at, r.user_id, u.name AS \"user\",
         r.key_id, k.name AS \"key\", r.ip, r.route, r.model, r.upstream_model, r.upstream,
         CAST(r.attempts AS TEXT) AS attempts, r.status, r.stream, r.code, r.prompt_tokens, r.completion_tokens,
         r.cached_tokens, r.reasoning_tokens, r.audio_tokens, r.estimated, r.interrupted, r.cost_nano_usd, r.ttft_ms,
-        r.duration_ms, r.overhead_us, r.finish_reason, r.user_agent, r.client_request_id, r.provider_request_id
-    FROM request_log r LEFT JOIN users u ON u.id = r.user_id LEFT JOIN api_keys k ON k.id = r.key_id WHERE 1 = 1";
-
-impl Store {
-    /// The rows that `filter` asks for, newest first.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError> {
-        Ok(on_pool!(self, pool => {
-            // Only the conditions that are asked for, so that the database sees which index serves them.
-            let mut query = QueryBuilder::new(SELECT);
-            if let Some(since) = filter.since {
-                query.push(" AND r.started_at >= ").push_bind(since);
-            }
-            if let Some(until) = filter.until {
-                query.push(" AND r.started_at < ").push_bind(until);
-            }
-            if let Some(user) = filter.user {
-                query.push(" AND r.user_id = ").push_bind(user.0);
-            }
-            if let Some(key) = filter.key {
-                query.push(" AND r.key_id = ").push_bind(key.0);
-            }
-            if let Some(model) = &filter.model {
-                query.push(" AND r.model = ").push_bind(model);
-            }
-            if let Some(status) = filter.status {
-                query.push(" AND r.status = ").push_bind(i32::from(status));
-            }
-            if let Some((time, id)) = &filter.before {
-                query.push(" AND r.started_at <= ").push_bind(time);
-                query.push(" AND (r.started_at < ").push_bind(time);
-                query.push(" OR CAST(r.request_id AS TEXT) < ").push_bind(id).push(")");
-            }
-            query.push(" ORDER BY r.started_at DESC, r.request_id DESC LIMIT ").push_bind(i64::from(filter.limit));
-            query.build_query_as().fetch_all(pool).await?
-        }))
-    }
-}
+        r.duration_ms, r.overhead_us, r.finish_reason, r.user_agent, r.client_request_id, r.provider_request_id";
+/// The names of users and keys.
+pub(super) const NAMES: &str = " LEFT JOIN users u ON u.id = r.user_id LEFT JOIN api_keys k ON k.id = r.key_id";

@@ -22,6 +22,9 @@ use super::{
 /// Longest text of a record, in characters. An index entry of PostgreSQL must stay below 2704 bytes.
 const MAX_TEXT: usize = 256;
 
+/// What no text may have in it: PostgreSQL has no place for NUL, and the unit separator stands between the texts of a class.
+const UNSTORABLE: [char; 2] = ['\0', '\u{1f}'];
+
 /// Columns of `request_log`, in the order in which both writers bind them.
 macro_rules! log_columns {
     () => {
@@ -143,10 +146,10 @@ fn storable_json(json: &str) -> Cow<'_, str> {
 }
 
 fn storable(text: &str) -> Cow<'_, str> {
-    if text.len() <= MAX_TEXT && !text.contains('\0') {
+    if text.len() <= MAX_TEXT && !text.contains(UNSTORABLE) {
         return Cow::Borrowed(text);
     }
-    text.chars().take(MAX_TEXT).map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    text.chars().take(MAX_TEXT).map(|c| if UNSTORABLE.contains(&c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// What one row of the sums is about. Their order is that in which rows are locked, the same for every writer.

@@ -14,6 +14,7 @@ mod journal;
 mod law;
 mod layering;
 mod limits;
+mod listing;
 mod listeners;
 mod mock;
 mod pool;

@@ -19,24 +19,24 @@ use uuid::Uuid;
 use crate::support::postgres;
 
 /// A database that goes with the test.
-struct Database {
-    url: String,
+pub(crate) struct Database {
+    pub(crate) url: String,
     _directory: Option<tempfile::TempDir>,
 }
 
 impl Database {
-    fn sqlite() -> Self {
+    pub(crate) fn sqlite() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/made/tollgate.db", directory.path().display());
         Self { url, _directory: Some(directory) }
     }
 
-    fn postgres() -> Self {
+    pub(crate) fn postgres() -> Self {
         Self { url: postgres::database(), _directory: None }
     }
 
     /// Another handle, as another process would have it.
-    async fn store(&self) -> Store {
+    pub(crate) async fn store(&self) -> Store {
         let store = Store::open(&self.url).await.unwrap();
         store.migrate().await.unwrap();
         store
@@ -45,10 +45,15 @@ impl Database {
 
 macro_rules! on_both_databases {
     ($($name:ident,)+) => {
-        mod sqlite { $(#[tokio::test] async fn $name() { super::$name(super::Database::sqlite()).await; })+ }
-        mod postgresql { $(#[tokio::test] async fn $name() { super::$name(super::Database::postgres()).await; })+ }
+        mod sqlite {
+            $(#[tokio::test] async fn $name() { super::$name(crate::store::Database::sqlite()).await; })+
+        }
+        mod postgresql {
+            $(#[tokio::test] async fn $name() { super::$name(crate::store::Database::postgres()).await; })+
+        }
     };
 }
+pub(crate) use on_both_databases;
 
 on_both_databases! {
     migrating_twice_and_at_once_is_harmless,
