@@ -20,6 +20,7 @@ mod mock;
 mod pool;
 mod privacy;
 mod redis_down;
+mod retention;
 mod secrets;
 mod store;
 mod support;

@@ -4,7 +4,10 @@
 //! others; a few values are rare, one model went out of use, and some combinations of common values do not exist.
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use sqlx::{AssertSqlSafe, PgPool, SqlitePool};
+use sqlx::{
+    AssertSqlSafe, PgPool, SqlitePool,
+    sqlite::{SqliteConnectOptions, SqliteSynchronous},
+};
 
 /// How long a time the rows are spread over.
 const DAYS: u64 = 90;
@@ -44,7 +47,9 @@ pub(crate) async fn add(url: &str, (first, last): (u64, u64), of: u64, end: Date
         let time = format!("strftime('%Y-%m-%dT%H:%M:%f+00:00', '{end}', '-' || {seconds} || ' seconds')");
         let id = "printf('00000000-0000-7000-8000-%012x', i)";
         let select = select.replace("{id}", id).replace("{time}", &time).replace("{numbers}", &numbers);
-        let pool = SqlitePool::connect(url).await.expect("the database is there");
+        // Whoever loses power may make them again.
+        let options = url.parse::<SqliteConnectOptions>().expect("a URL of a file").synchronous(SqliteSynchronous::Off);
+        let pool = SqlitePool::connect_with(options.pragma("cache_size", "-200000")).await.expect("the database is there");
         sqlx::query(AssertSqlSafe(format!("{INSERT}{select}"))).execute(&pool).await.expect("rows can be added");
         pool.close().await;
     } else {
