@@ -454,17 +454,23 @@ pub(crate) fn record(n: u128, started_at: &str) -> UsageRecord<'static> {
         route: "chat_completions".into(),
         model: "gpt-4o".into(),
         upstream_model: Some("prod".into()),
+        served_model: Some("gpt-4o-2024-08-06".into()),
         upstream: Some("main".into()),
         attempts: attempts_json(&[attempt()], None).into(),
         status: 200,
         stream: true,
         code: None,
+        service_tier: Some("default".into()),
         usage: Usage {
             prompt_tokens: 10,
             completion_tokens: 5,
             cached_tokens: 4,
+            cache_write_tokens: 3,
             reasoning_tokens: 2,
-            audio_tokens: 1,
+            audio_tokens: 5,
+            output_audio_tokens: 1,
+            image_tokens: 7,
+            output_image_tokens: 2,
         },
         estimated: false,
         interrupted: true,
@@ -480,8 +486,10 @@ pub(crate) fn record(n: u128, started_at: &str) -> UsageRecord<'static> {
 }
 
 async fn sums(store: &Store, by: GroupBy) -> Vec<(String, i64, i64, i64, i64)> {
-    let rows = store.usage(UsageQuery { by, since: None, until: None }).await.unwrap();
-    rows.into_iter().map(|r| (r.name, r.requests, r.total_tokens, r.cached_tokens, r.cost_nano_usd)).collect()
+    let rows = store.usage(&UsageQuery::by(by)).await.unwrap();
+    rows.into_iter()
+        .map(|r| (r.name(by).to_owned(), r.requests, r.total_tokens, r.cached_tokens, r.cost_nano_usd))
+        .collect()
 }
 
 async fn usage_is_counted_once(database: Database) {
@@ -506,7 +514,11 @@ async fn usage_is_counted_once(database: Database) {
     let attempts: serde_json::Value = serde_json::from_str(&row.attempts).unwrap();
     assert_eq!(attempts, serde_json::json!([{ "upstream": "main", "status": 200, "duration_ms": 5 }]));
     assert_eq!((row.prompt_tokens, row.completion_tokens, row.cached_tokens), (10, 5, 4));
-    assert_eq!((row.reasoning_tokens, row.audio_tokens, row.cost_nano_usd), (2, 1, 1_000));
+    assert_eq!((row.reasoning_tokens, row.cache_write_tokens, row.cost_nano_usd), (2, 3, 1_000));
+    assert_eq!((row.audio_tokens, row.output_audio_tokens), (5, 1));
+    assert_eq!((row.image_tokens, row.output_image_tokens), (7, 2));
+    assert_eq!(row.served_model.as_deref(), Some("gpt-4o-2024-08-06"));
+    assert_eq!(row.service_tier.as_deref(), Some("default"));
     assert_eq!((row.stream, row.estimated, row.interrupted, row.status), (true, false, true, 200));
     assert_eq!((row.ttft_ms, row.duration_ms, row.overhead_us), (Some(7), 20, 300));
     let texts = [&row.upstream_model, &row.upstream, &row.code, &row.finish_reason, &row.user_agent];
@@ -614,14 +626,14 @@ async fn usage_is_reported_by_everything(database: Database) {
     assert_eq!(sums(&store, GroupBy::Key).await, [row("ci", 3)]);
     assert_eq!(sums(&store, GroupBy::Model).await, [row("gpt-4o", 2), row("o3", 1)]);
     assert_eq!(sums(&store, GroupBy::Upstream).await, [row("", 1), row("main", 2)]);
-    let query = UsageQuery { by: GroupBy::Key, since: None, until: None };
-    let by_key = &store.usage(query).await.unwrap()[0];
-    assert_eq!((by_key.id, by_key.owner.as_deref()), (Some(key.id.0), Some("alice")));
+    let by_key = &store.usage(&UsageQuery::by(GroupBy::Key)).await.unwrap()[0];
+    assert_eq!((by_key.key_id, by_key.user.as_deref()), (Some(key.id.0), Some("alice")));
 
     let between = async |by, since: &str, until: &str| -> Vec<(String, i64)> {
         let date = |text: &str| text.parse::<NaiveDate>().ok();
-        let rows = store.usage(UsageQuery { by, since: date(since), until: date(until) }).await.unwrap();
-        rows.into_iter().map(|row| (row.name, row.requests)).collect()
+        let query = UsageQuery { since: date(since), until: date(until), ..UsageQuery::by(by) };
+        let rows = store.usage(&query).await.unwrap();
+        rows.into_iter().map(|row| (row.name(by).to_owned(), row.requests)).collect()
     };
     assert_eq!(between(GroupBy::Day, "2026-11-24", "2026-12-01").await, [("2026-11-30".to_owned(), 1)]);
     assert_eq!(between(GroupBy::Month, "2026-11-24", "").await, [("2026-11".to_owned(), 1), ("2026-12".to_owned(), 1)]);
