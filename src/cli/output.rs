@@ -72,7 +72,7 @@ pub(super) fn cell(name: &str, value: &Value) -> String {
             None => n.to_string(),
         },
         // Seconds are enough for people.
-        Value::String(text) if name.ends_with("_at") => {
+        Value::String(text) if ["_at", "_from", "_until"].iter().any(|end| name.ends_with(end)) => {
             text.split('.').next().unwrap_or(text).trim_end_matches('Z').replace('T', " ")
         }
         Value::String(text) => {

@@ -6,7 +6,8 @@
 //! **The order in which it grows.** A row is booked when its request is over, or much later, after an outage; so whoever follows the
 //! log cannot go by the time of the requests. SQLite numbers rows as they come. On PostgreSQL several gateways write at once, and
 //! what has the smaller number may become visible later; so a row bears the number of its transaction, and only those are read
-//! that are older than every transaction that is still open: nothing can come in between any more.
+//! that are older than every transaction that is still open: nothing can come in between any more. (One that stays open for long,
+//! whatever it writes on that server, holds up whoever follows.)
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
