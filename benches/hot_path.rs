@@ -120,7 +120,7 @@ fn directory(c: &mut Criterion) {
     let key = entry();
     let now = chrono::DateTime::UNIX_EPOCH;
     c.bench_function("resolve a model over 10 upstreams", |b| {
-        b.iter(|| snapshot.resolve(black_box("gpt-4o"), &key, now))
+        b.iter(|| snapshot.resolve(black_box("gpt-4o"), &key, now));
     });
     let place = |index: usize| Place { index, priority: 0, weight: 1, identity: sticky_hash(&index.to_le_bytes()) };
     let pool = Pool::new((0..10).map(place));

@@ -30,6 +30,7 @@ mod key;
 mod listing;
 mod output;
 mod prices;
+mod prices_import;
 mod progress;
 mod running;
 mod secret;

@@ -71,7 +71,7 @@ fn upstream(fails: bool, produced: &Arc<Mutex<Sum>>) -> Upstream {
 
 async fn ask(gateway: &Gateway, n: usize) {
     let kind = KINDS[n % KINDS.len()];
-    let streams = matches!(kind, "stream" | "hangs_up") || n % 2 == 0;
+    let streams = matches!(kind, "stream" | "hangs_up") || n.is_multiple_of(2);
     let model = ["gpt-4o", "m2"][n % 2];
     let body = json!({ "model": model, "user": kind, "stream": streams && kind != "refused",
                        "messages": [{ "role": "user", "content": "hello" }] });

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, TimeDelta, Utc};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use tollgate::store::{Store, UserSpec};
+use tollgate::store::{AuditFilter, Store, UserSpec};
 use tollgate_core::{
     id::{KeyId, UserId},
     usage::UsageRecord,
@@ -195,6 +195,19 @@ async fn write(store: &Store, numbers: impl IntoIterator<Item = (u128, &'static 
     assert_eq!(crate::store::write(store, &rows).await, rows.len());
 }
 
+/// Waits until no transaction of another test on this server holds these rows up.
+async fn settled(store: &Store, count: usize) {
+    let start = Instant::now();
+    loop {
+        let booked_until = Some(store.bookmark().await.unwrap());
+        let rows = store.audit(&AuditFilter { booked_until, limit: 100, ..AuditFilter::default() }).await.unwrap();
+        if rows.len() == count {
+            return;
+        }
+        assert!(start.elapsed() < PATIENCE);
+    }
+}
+
 #[tokio::test]
 async fn the_log_is_followed_in_the_order_of_booking_through_an_outage() {
     let (directory, name) = postgres::new_database();
@@ -206,6 +219,7 @@ async fn the_log_is_followed_in_the_order_of_booking_through_an_outage() {
     let program = Program::new(&config);
     assert_eq!(program.run("init", "").code, 0);
     write(&direct, [(1, "2026-11-23T10:00:00Z"), (2, "2026-11-23T11:00:00Z"), (3, "2026-11-23T09:00:00Z")]).await;
+    settled(&direct, 3).await;
     let mut started = program.start("audit --follow --json --limit 2");
     assert_eq!(next(&mut started, 2), [1, 2], "the newest two, oldest first");
     // What is booked late began long before what is printed.

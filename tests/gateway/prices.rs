@@ -279,14 +279,13 @@ async fn an_import_shows_what_changes_and_takes_all_or_nothing() {
         [models.\"new\"]\ninput_usd_per_mtok = 0.05\ncached_input_usd_per_mtok = 0.005\noutput_usd_per_mtok = 0.4\n\
         batch = { percent = 50 }\n";
     let dry = cli.run("prices import --dry-run", text).await.unwrap();
-    assert!(dry.ends_with("2 prices would be imported: 1 new, 1 changed, 0 as shipped; 0 unchanged\n"), "{dry}");
+    assert!(dry.ends_with("2 prices would be imported: 1 new, 1 changed, 0 as before; 0 are there already\n"), "{dry}");
     let row = dry.lines().find(|line| line.starts_with("gpt-4o")).unwrap();
     let cells: Vec<_> = row.split_whitespace().collect();
-    assert_eq!(
-        cells,
-        ["gpt-4o", "2026-12-01", "00:00:00", "changed", "2", "8", "2.5", "10"],
-        "what was stands beside it"
-    );
+    let differs =
+        "audio_input,audio_output,batch,cache_write,cached_input,image_input,image_output,input,output,priority";
+    let expected = ["gpt-4o", "2026-12-01", "00:00:00", "changed", "2", "8", "2.5", "10", differs];
+    assert_eq!(cells, expected, "what was stands beside it");
     assert_eq!(cli.store.prices().await.unwrap(), []);
 
     cli.run("prices import", text).await.unwrap();
@@ -300,6 +299,12 @@ async fn an_import_shows_what_changes_and_takes_all_or_nothing() {
     let log = cli.store.admin_log(9).await.unwrap();
     assert_eq!(log[0].action, "prices.import");
     assert!(log[0].detail.contains("2026-12-01T00:00:00Z") && log[1].action != "prices.import", "{}", log[0].detail);
+
+    let snapshot = text.replace("\"new\"", "\"new-2026-12-24\"");
+    let done = cli.run("prices import --json --dry-run", &snapshot).await.unwrap();
+    let done: Value = serde_json::from_str(&done).unwrap();
+    let changes: Vec<_> = done["prices"].as_array().unwrap().iter().map(|row| row["change"].clone()).collect();
+    assert_eq!(changes, [json!("there already"), json!("as before")], "its family costs the same, but it may change");
 
     let bad = "[models.\"a\"]\ninput_usd_per_mtok = 1\noutput_usd_per_mtok = 1\n[models.\"b\"]\ninput_usd = 2\n";
     for (line, input, says, code) in [

@@ -54,7 +54,7 @@ macro_rules! on_both_databases {
 
 on_both_databases! {
     migrating_twice_and_at_once_is_harmless,
-    keys_of_an_earlier_version_are_kept,
+    what_an_earlier_version_wrote_is_kept,
     an_empty_database_says_how_to_make_its_tables,
     users_keep_what_was_said_about_them,
     names_are_unique_and_checked,
@@ -92,7 +92,7 @@ async fn migrating_twice_and_at_once_is_harmless(database: Database) {
     assert_eq!(opened[0].users().await.unwrap(), vec![]);
 }
 
-/// Makes only the first tables, with one key in them.
+/// Makes only the first tables, with one key and one request in them.
 macro_rules! make_first_tables {
     ($pool:ty, $migrations:literal, $url:expr) => {{
         let pool = <$pool>::connect($url).await.unwrap();
@@ -105,20 +105,33 @@ macro_rules! make_first_tables {
             "INSERT INTO api_keys (user_id, name, key_hash, prefix, models, allow_ip, rpm, created_at, changed_seq)
                    VALUES (1, 'ci', $1, 'tg-', '[]', '[]', 7, $2, 0)";
         sqlx::query(key).bind(&[7_u8; 32][..]).bind(Utc::now()).execute(&pool).await.unwrap();
+        let row =
+            "INSERT INTO request_log (request_id, started_at, user_id, key_id, route, model, attempts, status, stream,
+                prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens, estimated, interrupted,
+                cost_nano_usd, duration_ms, overhead_us)
+            VALUES ('00000000-0000-0000-0000-000000000001', $1, 1, 1, 'r', 'm', '[]', 200, false, 3, 2, 1, 0, 0, false,
+                false, 9, 1, 1)";
+        sqlx::query(row).bind(Utc::now()).execute(&pool).await.unwrap();
         pool.close().await;
     }};
 }
 
-async fn keys_of_an_earlier_version_are_kept(database: Database) {
+async fn what_an_earlier_version_wrote_is_kept(database: Database) {
     if let Some(file) = database.url.strip_prefix("sqlite://") {
         std::fs::create_dir_all(Path::new(file).parent().unwrap()).unwrap();
         make_first_tables!(sqlx::SqlitePool, "migrations/sqlite", &format!("{}?mode=rwc", database.url));
     } else {
         make_first_tables!(sqlx::PgPool, "migrations/postgres", &database.url);
     }
-    let key = database.store().await.find_key("alice/ci").await.unwrap();
+    let store = database.store().await;
+    let key = store.find_key("alice/ci").await.unwrap();
     let limits = Limits { rpm: Some(7), ..Limits::default() };
     assert_eq!(key.spec, KeySpec { name: "ci".into(), limits, ..KeySpec::default() });
+    let filter =
+        AuditFilter { booked_until: Some(store.bookmark().await.unwrap()), limit: 9, ..AuditFilter::default() };
+    let row = store.audit(&filter).await.unwrap().remove(0);
+    assert_eq!((row.prompt_tokens, row.cost_nano_usd, row.image_tokens, row.cache_write_tokens), (3, 9, 0, 0));
+    assert_eq!((row.served_model, row.service_tier), (None, None));
 }
 
 async fn an_empty_database_says_how_to_make_its_tables(database: Database) {
@@ -812,18 +825,13 @@ async fn sums_are_what_the_log_says_across_the_end_of_a_month(database: Database
         "2027-01-01T00:00:00Z",
         "2028-02-29T12:00:00Z",
     ];
-    let made = |n: u128| UsageRecord {
-        usage: Usage {
-            prompt_tokens: n as u64 * 3,
-            completion_tokens: n as u64,
-            cached_tokens: n as u64,
-            ..Usage::default()
-        },
-        cost_nano_usd: n as u64 * 7,
-        model: ["gpt-4o", "o3"][n as usize % 2].into(),
-        user_id: UserId((n % 3) as i64),
-        upstream: (n % 4 != 0).then(|| "main".into()),
-        ..record(n, times[n as usize % times.len()])
+    let made = |n: u64| UsageRecord {
+        usage: Usage { prompt_tokens: n * 3, completion_tokens: n, cached_tokens: n, ..Usage::default() },
+        cost_nano_usd: n * 7,
+        model: if n.is_multiple_of(2) { "gpt-4o" } else { "o3" }.into(),
+        user_id: UserId((n % 3).cast_signed()),
+        upstream: (!n.is_multiple_of(4)).then(|| "main".into()),
+        ..record(n.into(), times[usize::try_from(n).unwrap() % times.len()])
     };
     let all: Vec<_> = (0..120).map(made).collect();
     // In batches that overlap, as after a crash.

@@ -179,7 +179,11 @@ impl Started {
             match self.try_end() {
                 Some(code) => return code,
                 None => {
-                    assert!(start.elapsed() < PATIENCE, "it does not end:\n{}", fs::read_to_string(&self.said).unwrap())
+                    assert!(
+                        start.elapsed() < PATIENCE,
+                        "it does not end:\n{}",
+                        fs::read_to_string(&self.said).unwrap()
+                    );
                 }
             }
             std::thread::sleep(std::time::Duration::from_millis(5));

@@ -124,7 +124,7 @@ impl Facts {
     /// The first chunks tell, for a client that hangs up, and the one with the usage has the last word.
     fn read_served(&mut self, data: &[u8]) {
         let value = |name| scan::top_level(data, name).and_then(|member| std::str::from_utf8(&data[member.value]).ok());
-        self.served.update(Served::read(value(&FINDERS.model), value(&FINDERS.service_tier)));
+        self.served.note(value(&FINDERS.model), value(&FINDERS.service_tier));
         self.looks = if self.served.model.is_some() { 0 } else { self.looks.saturating_sub(1) };
     }
 
@@ -325,7 +325,7 @@ mod tests {
 
     #[test]
     fn a_stream_says_who_answers_from_the_beginning() {
-        let served = |facts: &Facts| (facts.served.model.clone(), facts.served.service_tier.clone());
+        let served = |facts: &Facts| (facts.served.model.clone(), facts.served.service_tier.clone().map(String::from));
         let (some, none) = (|text: &str| Some(text.to_owned()), None::<String>);
         let mut facts = Facts::new(Dialect::Chat);
         facts.read(br#"{"model":"","choices":[],"prompt_filter_results":[]}"#);

@@ -113,7 +113,7 @@ pub fn parse_answer(dialect: Dialect, body: &[u8]) -> AnswerFacts {
         Dialect::Embeddings => None,
     };
     let usage = answer.usage.and_then(|raw| parse_usage(raw.get().as_bytes()));
-    let served = Served::read_raw(answer.model, answer.service_tier);
+    let served = Served::of(answer.model.map(RawValue::get), answer.service_tier.map(RawValue::get));
     AnswerFacts { usage, finish_reason, is_error: answer.error.is_some(), served }
 }
 
@@ -244,7 +244,7 @@ fn facts_of_tail(tail: &[u8]) -> AnswerFacts {
     let usage = last_member(tail, "\"usage\"", parse_usage);
     let text = |raw: &[u8]| std::str::from_utf8(raw).ok().map(str::to_owned);
     let [model, tier] = ["\"model\"", "\"service_tier\""].map(|name| last_member(tail, name, text));
-    AnswerFacts { usage, served: Served::read(model.as_deref(), tier.as_deref()), ..AnswerFacts::default() }
+    AnswerFacts { usage, served: Served::of(model.as_deref(), tier.as_deref()), ..AnswerFacts::default() }
 }
 
 /// The last member of the outermost object with this quoted name whose value `parse` believes.
@@ -333,7 +333,7 @@ mod tests {
     fn an_answer_says_who_made_it() {
         let served = |body: &str| {
             let Served { model, service_tier } = facts(Dialect::Chat, body).served;
-            (model, service_tier)
+            (model, service_tier.map(String::from))
         };
         let named = |model: &str, tier: &str| (Some(model.to_owned()), Some(tier.to_owned()));
         let body = r#"{"model":"gpt-4o-2024-08-06","service_tier":"flex","usage":{"prompt_tokens":1}}"#;

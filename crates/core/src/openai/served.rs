@@ -2,12 +2,14 @@
 //!
 //! Both stand in the books as they came, so only what can be a name or a word is believed.
 
-use serde_json::value::RawValue;
+use std::borrow::Cow;
 
 use super::{json, response::believable_reason};
 
 /// Longest name of a model that is believed, in bytes.
 const MAX_MODEL_BYTES: usize = 256;
+/// Words for tiers that are not copied, because nearly every answer has one of them.
+const TIERS: [&str; 5] = ["default", "flex", "priority", "auto", "scale"];
 
 /// What an answer says of who made it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -15,21 +17,28 @@ pub struct Served {
     /// The model, often with its date: `gpt-4o-2024-08-06`.
     pub model: Option<String>,
     /// The tier in which the provider worked: `default`, `flex`, `priority`.
-    pub service_tier: Option<String>,
+    pub service_tier: Option<Cow<'static, str>>,
 }
 
 impl Served {
-    /// Reads the values of both members.
-    pub(super) fn read(model: Option<&str>, service_tier: Option<&str>) -> Self {
-        let word = |raw: &str| {
-            let text = json::string(raw)?;
-            believable_reason(text.as_bytes()).map(str::to_owned)
-        };
-        Self { model: model.and_then(name), service_tier: service_tier.and_then(word) }
+    /// Takes over what the raw values of both members say. What is said again costs nothing.
+    pub(super) fn note(&mut self, model: Option<&str>, service_tier: Option<&str>) {
+        let name = model.and_then(json::string).filter(|name| is_name(name));
+        if let Some(name) = name.filter(|name| self.model.as_deref() != Some(name)) {
+            self.model = Some(name.into_owned());
+        }
+        let word = service_tier.and_then(json::string).filter(|word| believable_reason(word.as_bytes()).is_some());
+        if let Some(word) = word.filter(|word| self.service_tier.as_deref() != Some(word)) {
+            let known = TIERS.into_iter().find(|known| *known == word);
+            self.service_tier = Some(known.map_or_else(|| Cow::Owned(word.into_owned()), Cow::Borrowed));
+        }
     }
 
-    pub(super) fn read_raw(model: Option<&RawValue>, service_tier: Option<&RawValue>) -> Self {
-        Self::read(model.map(RawValue::get), service_tier.map(RawValue::get))
+    /// What the raw values of both members say.
+    pub(super) fn of(model: Option<&str>, service_tier: Option<&str>) -> Self {
+        let mut served = Self::default();
+        served.note(model, service_tier);
+        served
     }
 
     /// Takes over what `later` says.
@@ -39,10 +48,8 @@ impl Served {
     }
 }
 
-fn name(raw: &str) -> Option<String> {
-    let name = json::string(raw)?;
-    let fits = !name.is_empty() && name.len() <= MAX_MODEL_BYTES && !name.chars().any(char::is_control);
-    fits.then(|| name.into_owned())
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= MAX_MODEL_BYTES && !name.chars().any(char::is_control)
 }
 
 #[cfg(test)]
@@ -51,7 +58,7 @@ mod tests {
 
     #[test]
     fn only_names_and_words_are_believed() {
-        let read = |model: &str, tier: &str| Served::read(Some(model), Some(tier));
+        let read = |model: &str, tier: &str| Served::of(Some(model), Some(tier));
         let served = read(r#""gpt-4o""#, r#""flex""#);
         assert_eq!((served.model.as_deref(), served.service_tier.as_deref()), (Some("gpt-4o"), Some("flex")));
         let long = format!("\"{}\"", "x".repeat(257));
@@ -62,5 +69,7 @@ mod tests {
         let mut served = served;
         served.update(read("null", r#""default""#));
         assert_eq!((served.model.as_deref(), served.service_tier.as_deref()), (Some("gpt-4o"), Some("default")));
+        served.note(Some("7"), Some(r#""lunar""#));
+        assert_eq!((served.model.as_deref(), served.service_tier.as_deref()), (Some("gpt-4o"), Some("lunar")));
     }
 }
