@@ -14,6 +14,7 @@ mod expand;
 mod files;
 mod limits;
 mod pool;
+pub mod prices;
 mod problem;
 mod raw;
 mod redis_url;

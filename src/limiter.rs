@@ -133,7 +133,7 @@ pub struct Request<'r> {
     /// How it is to be read.
     pub dialect: Dialect,
     /// What the model's tokens cost.
-    pub price: &'r Price,
+    pub price: Option<&'r Price>,
     /// When it arrived: the month whose quota it counts against.
     pub at: DateTime<Utc>,
 }
@@ -214,6 +214,12 @@ impl Limiter {
         self.0.redis.is_some()
     }
 
+    /// Is what has limits refused while Redis does not answer?
+    #[must_use]
+    pub fn refuses_without_redis(&self) -> bool {
+        self.0.refuses_without_redis
+    }
+
     /// Tells other replicas of accounts, and hears what they told of those that `is_known` holds for since the last time. `None`:
     /// Redis cannot be asked.
     pub async fn exchange_notices(
@@ -260,7 +266,9 @@ impl Limiter {
         let demands: Arc<[Demand]> = self.0.policy.demands(request.key, request.ip, request.model).into();
         let tightest = tightest_tpm(demands.iter().map(|demand| &demand.caps));
         let learned = self.0.lengths.of(request.model);
-        let need = estimate::need(request.body, request.head, request.dialect, request.price, learned, tightest);
+        let free = Price::default();
+        let price = request.price.unwrap_or(&free);
+        let need = estimate::need(request.body, request.head, request.dialect, price, learned, tightest);
         Plan { demands, need, month: Month::of(request.at), now_ms: self.now_ms() }
     }
 

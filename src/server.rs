@@ -20,11 +20,13 @@ use pingora_core::{
 };
 use pingora_proxy::{ProcessCustomSession, ProxyServiceBuilder};
 use tokio::sync::{Notify, watch};
-use tollgate_core::{retention::Kept, retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream};
+use tollgate_core::{
+    price::book::PriceBook, retention::Kept, retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream,
+};
 
 use crate::{
     admin::Admin,
-    config::{Audit, Config, CredentialSource, OnRedisDown, UpstreamSpec},
+    config::{self, Audit, Config, CredentialSource, OnRedisDown, UpstreamSpec},
     connector::OnePieceConnector,
     drain::{Drain, Stop},
     jobs::{
@@ -88,7 +90,7 @@ impl Assembly {
         let (listeners, drain) = watch::channel(false);
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
         server.bootstrap();
-        let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain)?;
+        let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain.clone())?;
         server.add_service(data_plane);
         server.add_service(background_service("refresh", refresh));
         server.add_service(background_service("limits", limits));
@@ -105,7 +107,7 @@ impl Assembly {
         if let Some(address) = config.server.admin_listen {
             let listener = bind("admin_listen", &address.to_string())?;
             addresses.admin = Some(listener.local_addr()?);
-            server.add_service(background_service("admin", Admin::new(Arc::clone(&shared), listener)));
+            server.add_service(background_service("admin", Admin::new(Arc::clone(&shared), listener, drain.clone())));
         }
         Ok(Self { server, shared, writer, listeners, grace: config.server.grace_period, addresses })
     }
@@ -138,7 +140,7 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     store.migrate().await.context("[store] url: the database cannot be used")?;
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
     let empty = View {
-        snapshot: Snapshot::new(0, Vec::new(), config.models.clone(), config.pool.strategy),
+        snapshot: Snapshot::new(0, Vec::new(), config.models.clone(), PriceBook::default(), config.pool.strategy),
         peers: Peers::new(Vec::new()),
     };
     let metrics = Metrics::try_new()?;
@@ -169,6 +171,7 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
         upstreams: file_upstreams(&config.upstreams, &fernet)?,
         credential_files: config.upstreams.iter().filter_map(credential_file).collect(),
         models: config.models.clone(),
+        shipped_prices: config::prices::shipped(),
         handling: config.upstream_defaults,
         strategy: config.pool.strategy,
         breaker: config.breaker,

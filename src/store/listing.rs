@@ -20,7 +20,7 @@ use sqlx::{Database, Encode, Postgres, QueryBuilder, Row, Sqlite, Type};
 
 use super::{
     AuditFilter, AuditRow, Pool, Store, StoreError,
-    audit::{COLUMNS, NAMES},
+    audit::{BOOKED_POSTGRES, BOOKED_SQLITE, COLUMNS, NAMES},
     on_pool,
 };
 
@@ -88,8 +88,8 @@ where
     push_within(query);
 }
 
-/// The conditions on single rows: all but those on their class, and those on a place.
-fn push_conditions<'f, DB>(query: &mut QueryBuilder<DB>, filter: &'f AuditFilter)
+/// The conditions on single rows: all but those on their class, and those on places.
+pub(super) fn push_conditions<'f, DB>(query: &mut QueryBuilder<DB>, filter: &'f AuditFilter)
 where
     DB: Database,
     DateTime<Utc>: Encode<'f, DB> + Type<DB>,
@@ -109,13 +109,15 @@ where
     }
 }
 
-/// Only rows after a place.
-fn push_place<'f, DB>(query: &mut QueryBuilder<DB>, filter: &'f AuditFilter)
+/// Only rows after a place, and those that were booked up to another; `booked`: the column that tells.
+fn push_places<'f, DB>(query: &mut QueryBuilder<DB>, filter: &'f AuditFilter, booked: &str)
 where
     DB: Database,
     DateTime<Utc>: Encode<'f, DB> + Type<DB>,
+    i64: Encode<'f, DB> + Type<DB>,
     &'f str: Encode<'f, DB> + Type<DB>,
 {
+    push_booked(query, filter, booked);
     if let Some((time, id)) = &filter.before {
         query.push(" AND r.started_at <= ").push_bind(*time);
         query.push(" AND (r.started_at < ").push_bind(*time);
@@ -123,29 +125,44 @@ where
     }
 }
 
+fn push_booked<'f, DB>(query: &mut QueryBuilder<DB>, filter: &'f AuditFilter, booked: &str)
+where
+    DB: Database,
+    i64: Encode<'f, DB> + Type<DB>,
+{
+    if let Some(bookmark) = &filter.booked_until {
+        query.push(" AND COALESCE(").push(booked).push(", 0) <= ").push_bind(bookmark.booked);
+    }
+}
+
+fn push_select<DB: Database>(query: &mut QueryBuilder<DB>, booked: &str) {
+    query.push("SELECT ").push(COLUMNS).push(", ").push(booked).push(" AS booked FROM ");
+}
+
 /// Everything, by the primary key.
-fn push_all<'f, DB>(query: &mut QueryBuilder<DB>, filter: &'f AuditFilter)
+fn push_all<'f, DB>(query: &mut QueryBuilder<DB>, filter: &'f AuditFilter, booked: &str)
 where
     DB: Database,
     DateTime<Utc>: Encode<'f, DB> + Type<DB>,
     i64: Encode<'f, DB> + Type<DB>,
     &'f str: Encode<'f, DB> + Type<DB>,
 {
-    query.push("SELECT ").push(COLUMNS).push(" FROM request_log r").push(NAMES).push(" WHERE 1 = 1");
+    push_select(query, booked);
+    query.push("request_log r").push(NAMES).push(" WHERE 1 = 1");
     push_conditions(query, filter);
-    push_place(query, filter);
+    push_places(query, filter, booked);
     query.push(ORDER).push_bind(i64::from(filter.limit));
 }
 
 /// A page of rows of these classes, from SQLite.
 fn push_page_sqlite(query: &mut QueryBuilder<Sqlite>, filter: &AuditFilter, classes: &[String]) {
     let limit = i64::from(filter.limit);
-    query.push("SELECT ").push(COLUMNS).push(" FROM json_each(");
-    query.push_bind(serde_json::to_string(classes).unwrap_or_default());
+    push_select(query, BOOKED_SQLITE);
+    query.push("json_each(").push_bind(serde_json::to_string(classes).unwrap_or_default());
     // A cross join, because SQLite keeps its order.
     query.push(") c CROSS JOIN request_log r ON r.rowid IN (SELECT r.rowid FROM request_log r WHERE r.class = c.value");
     push_conditions(query, filter);
-    push_place(query, filter);
+    push_places(query, filter, BOOKED_SQLITE);
     query.push(ORDER).push_bind(limit).push(")").push(NAMES).push(ORDER).push_bind(limit);
 }
 
@@ -158,15 +175,16 @@ fn push_page_postgres(query: &mut QueryBuilder<Postgres>, filter: &AuditFilter, 
     query.push("oldest AS (SELECT MIN(n.t) AS t FROM (SELECT n.t FROM c, LATERAL (SELECT r.started_at AS t FROM request_log r ");
     query.push("WHERE r.class = c.class");
     push_conditions(query, filter);
+    push_booked(query, filter, BOOKED_POSTGRES);
     if let Some((time, _)) = &filter.before {
         query.push(" AND r.started_at < ").push_bind(*time);
     }
     query.push(" ORDER BY r.started_at DESC NULLS LAST LIMIT ").push_bind(limit);
     query.push(") n ORDER BY n.t DESC LIMIT ").push_bind(limit).push(") n) ");
-    query.push("SELECT ").push(COLUMNS).push(" FROM (SELECT p.* FROM c, oldest, LATERAL (SELECT r.* FROM request_log r ");
-    query.push("WHERE r.class = c.class");
+    push_select(query, BOOKED_POSTGRES);
+    query.push("(SELECT p.* FROM c, oldest, LATERAL (SELECT r.* FROM request_log r WHERE r.class = c.class");
     push_conditions(query, filter);
-    push_place(query, filter);
+    push_places(query, filter, BOOKED_POSTGRES);
     query.push(" AND r.started_at >= COALESCE(oldest.t, ").push_bind(filter.before.as_ref().map(|(time, _)| *time));
     query.push(") ORDER BY r.started_at DESC NULLS LAST, r.request_id DESC LIMIT ").push_bind(limit);
     query.push(") p) r").push(NAMES).push(ORDER).push_bind(limit);
@@ -178,29 +196,27 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError> {
+        macro_rules! rows {
+            ($pool:expr, |$query:ident| $push:expr) => {{
+                let mut $query = QueryBuilder::new("");
+                $push;
+                $query.build_query_as().fetch_all($pool).await?
+            }};
+        }
         let Some(filter) = &self.of_key(filter).await? else { return Ok(Vec::new()) };
         if filter.is_of_all() {
-            return Ok(on_pool!(self, pool => {
-                let mut query = QueryBuilder::new("");
-                push_all(&mut query, filter);
-                query.build_query_as().fetch_all(pool).await?
-            }));
+            return Ok(match &self.pool {
+                Pool::Sqlite(pool) => rows!(pool, |query| push_all(&mut query, filter, BOOKED_SQLITE)),
+                Pool::Postgres(pool) => rows!(pool, |query| push_all(&mut query, filter, BOOKED_POSTGRES)),
+            });
         }
         let classes = self.classes(filter).await?;
         if classes.is_empty() {
             return Ok(Vec::new());
         }
         Ok(match &self.pool {
-            Pool::Sqlite(pool) => {
-                let mut query = QueryBuilder::new("");
-                push_page_sqlite(&mut query, filter, &classes);
-                query.build_query_as().fetch_all(pool).await?
-            }
-            Pool::Postgres(pool) => {
-                let mut query = QueryBuilder::new("");
-                push_page_postgres(&mut query, filter, &classes);
-                query.build_query_as().fetch_all(pool).await?
-            }
+            Pool::Sqlite(pool) => rows!(pool, |query| push_page_sqlite(&mut query, filter, &classes)),
+            Pool::Postgres(pool) => rows!(pool, |query| push_page_postgres(&mut query, filter, &classes)),
         })
     }
 
@@ -246,8 +262,12 @@ impl Store {
         let is_of_all = filter.is_of_all();
         let classes = if is_of_all { Vec::new() } else { self.classes(filter).await? };
         Ok(match &self.pool {
-            Pool::Sqlite(pool) if is_of_all => plan!(pool, SQLITE, 3, |query| push_all(&mut query, filter)),
-            Pool::Postgres(pool) if is_of_all => plan!(pool, POSTGRES, 0, |query| push_all(&mut query, filter)),
+            Pool::Sqlite(pool) if is_of_all => {
+                plan!(pool, SQLITE, 3, |query| push_all(&mut query, filter, BOOKED_SQLITE))
+            }
+            Pool::Postgres(pool) if is_of_all => {
+                plan!(pool, POSTGRES, 0, |query| push_all(&mut query, filter, BOOKED_POSTGRES))
+            }
             Pool::Sqlite(pool) => {
                 let mut lines = plan!(pool, SQLITE, 3, |query| push_classes(&mut query, filter));
                 lines.extend(plan!(pool, SQLITE, 3, |query| push_page_sqlite(&mut query, filter, &classes)));

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// Columns of a row.
-const COLUMNS: usize = 28;
+const COLUMNS: usize = 34;
 /// Sizes of groups, largest first. SQLite takes 32,766 parameters.
 const GROUPS: [usize; 3] = [64, 8, 1];
 
@@ -62,12 +62,9 @@ pub(super) async fn write(
 async fn known(tx: &mut Transaction<'_, Sqlite>, rows: &[LogRow<'_>]) -> Result<HashSet<Uuid>, StoreError> {
     // As the driver writes a time.
     let time = |row: &LogRow<'_>| row.started_at.to_rfc3339_opts(SecondsFormat::AutoSi, false);
-    let keys: Vec<[String; 2]> =
-        rows.iter().map(|row| [time(row), row.request_id.hyphenated().to_string()]).collect();
-    let known: Vec<Hyphenated> = sqlx::query_scalar(KNOWN)
-        .bind(serde_json::to_string(&keys).unwrap_or_default())
-        .fetch_all(&mut **tx)
-        .await?;
+    let keys: Vec<[String; 2]> = rows.iter().map(|row| [time(row), row.request_id.hyphenated().to_string()]).collect();
+    let known: Vec<Hyphenated> =
+        sqlx::query_scalar(KNOWN).bind(serde_json::to_string(&keys).unwrap_or_default()).fetch_all(&mut **tx).await?;
     Ok(known.into_iter().map(Uuid::from).collect())
 }
 
@@ -135,6 +132,12 @@ fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, row: &'q LogRow<'_>) -> Q
         .bind(row.user_agent.as_deref())
         .bind(row.client_request_id.as_deref())
         .bind(row.provider_request_id.as_deref())
+        .bind(row.served_model.as_deref())
+        .bind(row.service_tier.as_deref())
+        .bind(row.cache_write_tokens)
+        .bind(row.output_audio_tokens)
+        .bind(row.image_tokens)
+        .bind(row.output_image_tokens)
 }
 
 async fn add(tx: &mut Transaction<'_, Sqlite>, sums: &Sums, statement: &'static str) -> Result<(), StoreError> {

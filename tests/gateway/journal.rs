@@ -285,8 +285,8 @@ async fn a_journal_that_is_read_again_is_not_booked_again() {
         assert!(start.elapsed() < PATIENCE, "{} rows in {store_url}", rows.len());
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
-    let query = tollgate::store::UsageQuery { by: tollgate::store::GroupBy::Day, since: None, until: None };
-    let days = store.usage(query).await.unwrap();
+    let query = tollgate::store::UsageQuery::by(tollgate::store::GroupBy::Day);
+    let days = store.usage(&query).await.unwrap();
     assert_eq!(days.iter().map(|day| (day.requests, day.prompt_tokens)).collect::<Vec<_>>(), [(600, 1800)]);
     store.close().await;
     drop((second, gateway, directory));
@@ -331,6 +331,11 @@ async fn a_full_journal_refuses_until_there_is_room_again() {
     for _ in 0..50 {
         assert_eq!(ask(&gateway).await.status, 503);
     }
+    let (status, page) = gateway.admin("/readyz").await;
+    assert!(
+        status == 503 && page.contains("no requests are taken: it is full ([usage] journal_max)"),
+        "{status}: {page}"
+    );
     assert_eq!(upstream.received().len(), answered, "nothing of those goes upstream");
     assert!(gateway.metric("tollgate_denials_total{code=\"journal_full\"}").await >= 51.0);
     assert!(gateway.metric("tollgate_journal_bytes").await <= f64::from(1 << 20));
@@ -375,13 +380,20 @@ async fn a_full_journal_drops_the_oldest_if_it_is_told_to() {
         }
         assert!(start.elapsed() < PATIENCE * 3, "{} answers and {lost} lost", asked.len());
     };
+    let (status, page) = gateway.admin("/readyz").await;
+    assert!(status == 200 && page.contains("the oldest usage is lost: it is full"), "{status}: {page}");
     // The next segment does not wait for the oldest to go.
     assert!(gateway.metric("tollgate_journal_bytes").await <= f64::from((1 << 20) + (1 << 17)));
     cutter.set(Mode::Pass);
     let left = asked.len() - format!("{lost:.0}").parse::<usize>().unwrap();
     assert_eq!(booked(&gateway, left).await, left, "{} asked, {lost} lost", asked.len());
     assert_eq!(gateway.metric("tollgate_journal_lost_records_total").await, lost);
-    assert_eq!(gateway.metric("tollgate_journal_pending_records").await, 0.0);
+    // The database shows the rows a moment before the journal knows that it does.
+    let start = Instant::now();
+    while gateway.metric("tollgate_journal_pending_records").await > 0.0 {
+        assert!(start.elapsed() < PATIENCE, "the journal is empty");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
     let store = gateway.store().await;
     let rows = crate::support::mortal::rows(&store).await;
     for id in &asked[asked.len() - 100..] {
@@ -403,12 +415,15 @@ async fn a_full_disk_refuses_and_loses_nothing() {
         answered += 1;
         assert!(start.elapsed() < PATIENCE * 2, "{answered} answers and no end");
     }
+    let (status, page) = gateway.admin("/readyz").await;
+    assert!(status == 503 && page.contains("the disk is full"), "{status}: {page}");
     cutter.set(Mode::Pass);
     let start = Instant::now();
     while ask(&gateway).await.status != 200 {
         assert!(start.elapsed() < PATIENCE, "it takes requests again");
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
+    assert_eq!(gateway.admin("/readyz").await.0, 200);
     assert_eq!(booked(&gateway, answered + 1).await, answered + 1);
 }
 

@@ -118,8 +118,7 @@ async fn every_filter_finds_its_rows_page_by_page(database: Database) {
     let mut rows_seen = 0;
     for (filter, (since, until)) in values.filters().into_iter().flat_map(|filter| times.map(|t| (filter.clone(), t))) {
         let filter = AuditFilter { since, until, limit: 11, ..filter };
-        let meant: Vec<&String> =
-            all.iter().filter(|row| is_meant(row, &filter)).map(|row| &row.request_id).collect();
+        let meant: Vec<&String> = all.iter().filter(|row| is_meant(row, &filter)).map(|row| &row.request_id).collect();
         rows_seen += meant.len();
         assert_eq!(pages(&store, &filter).await.iter().collect::<Vec<_>>(), meant, "{filter:?}");
     }

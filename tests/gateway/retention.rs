@@ -60,7 +60,7 @@ async fn log(store: &Store) -> Vec<DateTime<Utc>> {
 }
 
 async fn booked(store: &Store) -> i64 {
-    let sums = store.usage(UsageQuery { by: GroupBy::Month, since: None, until: None }).await.unwrap();
+    let sums = store.usage(&UsageQuery::by(GroupBy::Month)).await.unwrap();
     sums.iter().map(|sum| sum.requests).sum()
 }
 
@@ -94,7 +94,11 @@ async fn what_is_old_goes_and_the_sums_stay(database: Database) {
     let left: Vec<_> = times.iter().copied().filter(|time| *time >= since).collect();
     assert_eq!(log(&store).await, left, "to the very row, where it has no month of its own");
     assert_eq!(done, Swept { rows_deleted: 400 - left.len() as u64, ..Swept::default() });
-    assert_eq!(write(&store, &rows(times)).await, 400 - left.len(), "those that are there are known, those that went are not");
+    assert_eq!(
+        write(&store, &rows(times)).await,
+        400 - left.len(),
+        "those that are there are known, those that went are not"
+    );
     sweep(&store, &kept(90), now).await;
 
     // November goes as a whole, once its last moment is old enough; not on the day before.
@@ -106,7 +110,9 @@ async fn what_is_old_goes_and_the_sums_stay(database: Database) {
         let (done, _) = sweep(&store, &kept(90), later + TimeDelta::days(1)).await;
         assert_eq!((done.parts_dropped, done.rows_deleted), (1, 0));
         let names = parts(&database.url).await;
-        assert!(!names.contains(&"request_log_2026_11".to_owned()) && names.contains(&"request_log_2026_12".to_owned()));
+        assert!(
+            !names.contains(&"request_log_2026_11".to_owned()) && names.contains(&"request_log_2026_12".to_owned())
+        );
     }
     assert!(log(&store).await.is_empty());
     assert!(booked(&store).await >= 400, "sums are for ever");
@@ -167,8 +173,8 @@ async fn steps_and_writers_at_once_lose_and_double_nothing(database: Database) {
     let young: Vec<_> = times.iter().rev().filter(|time| **time >= now - TimeDelta::days(5)).copied().collect();
     assert!(young.iter().all(|time| log.contains(time)), "no row that is kept is missing");
     // An old row that had gone may have been booked again; of the others none was.
-    let month = UsageQuery { by: GroupBy::Day, since: (now.date_naive() - Days::new(4)).into(), until: None };
-    let sums: i64 = first.usage(month).await.unwrap().iter().map(|sum| sum.requests).sum();
+    let days = UsageQuery { since: Some(now.date_naive() - Days::new(4)), ..UsageQuery::by(GroupBy::Day) };
+    let sums: i64 = first.usage(&days).await.unwrap().iter().map(|sum| sum.requests).sum();
     let counted = young.iter().filter(|time| time.date_naive() >= now.date_naive() - Days::new(4)).count();
     assert_eq!(usize::try_from(sums).unwrap(), counted);
 }
@@ -272,7 +278,8 @@ async fn partitions_of_others_are_left_alone() {
     let (done, _) = sweep(&store, &kept(90), now).await;
     assert_eq!((done.parts_dropped, done.rows_deleted), (0, 0));
     assert!(parts(&database.url).await.contains(&"request_log_museum".to_owned()));
-    let detached: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM request_log_2020_01").fetch_one(&mut owner).await.unwrap();
+    let detached: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM request_log_2020_01").fetch_one(&mut owner).await.unwrap();
     assert_eq!(detached, 0);
     assert_eq!(Month::of(now), Kept::wanted(now).next().unwrap());
 }

@@ -29,7 +29,8 @@ const SELECT: &str = "
     FROM (SELECT i, {of} AS of, h, 1 + (h % 1000) * (h % 1000) * 50 / 1000000 AS u, (h / 4000) % 100 AS m,
             (h / 7000) % 10 AS p, (h / 11000) % 100 AS s
         FROM (SELECT i, (i * 2654435761) % 4294967296 AS h FROM {numbers}) hashed) mixed";
-const INSERT: &str = "INSERT INTO request_log (request_id, started_at, user_id, key_id, ip, route, model, upstream_model,
+const INSERT: &str =
+    "INSERT INTO request_log (request_id, started_at, user_id, key_id, ip, route, model, upstream_model,
     upstream, attempts, status, stream, code, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens,
     audio_tokens, estimated, interrupted, cost_nano_usd, ttft_ms, duration_ms, overhead_us, finish_reason, user_agent,
     client_request_id, provider_request_id) ";
@@ -43,13 +44,16 @@ pub(crate) async fn add(url: &str, (first, last): (u64, u64), of: u64, end: Date
     let seconds = format!("(({of} - i) * {DAYS} * 86400.0 / {of})");
     let select = SELECT.replace("{of}", &of.to_string());
     if url.starts_with("sqlite") {
-        let numbers = format!("(WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {last}) SELECT i FROM n)");
+        let numbers = format!(
+            "(WITH RECURSIVE n(i) AS (SELECT {first} UNION ALL SELECT i + 1 FROM n WHERE i < {last}) SELECT i FROM n)"
+        );
         let time = format!("strftime('%Y-%m-%dT%H:%M:%f+00:00', '{end}', '-' || {seconds} || ' seconds')");
         let id = "printf('00000000-0000-7000-8000-%012x', i)";
         let select = select.replace("{id}", id).replace("{time}", &time).replace("{numbers}", &numbers);
         // Whoever loses power may make them again.
         let options = url.parse::<SqliteConnectOptions>().expect("a URL of a file").synchronous(SqliteSynchronous::Off);
-        let pool = SqlitePool::connect_with(options.pragma("cache_size", "-200000")).await.expect("the database is there");
+        let pool =
+            SqlitePool::connect_with(options.pragma("cache_size", "-200000")).await.expect("the database is there");
         sqlx::query(AssertSqlSafe(format!("{INSERT}{select}"))).execute(&pool).await.expect("rows can be added");
         pool.close().await;
     } else {
