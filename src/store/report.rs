@@ -116,6 +116,10 @@ impl UsageSum {
     }
 }
 
+/// Bounds where none are asked for: a condition that is always there is answered from the key, whose first column is the date.
+const FIRST_DAY: NaiveDate = NaiveDate::from_ymd_opt(1, 1, 1).unwrap();
+const LAST_DAY: NaiveDate = NaiveDate::from_ymd_opt(9999, 12, 31).unwrap();
+
 const SUMS: [&str; 6] =
     ["requests", "prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "cost_nano_usd"];
 
@@ -164,7 +168,7 @@ impl UsageQuery {
         let order = order.chain(["1"]).collect::<Vec<_>>().join(", ");
         format!(
             "SELECT {} FROM {table} s LEFT JOIN users u ON u.id = s.user_id LEFT JOIN api_keys k ON k.id = s.key_id
-             WHERE ($1 IS NULL OR s.{date} >= $1) AND ($2 IS NULL OR s.{date} < $2) AND ($3 IS NULL OR s.user_id = $3)
+             WHERE s.{date} >= $1 AND s.{date} < $2 AND ($3 IS NULL OR s.user_id = $3)
                  AND ($4 IS NULL OR s.key_id = $4) AND ($5 IS NULL OR s.model = $5) AND ($6 IS NULL OR s.upstream = $6)
              GROUP BY {groups} ORDER BY {order}",
             columns.join(", ")
@@ -184,8 +188,8 @@ impl Store {
         // Safe: put together from the constants above.
         let sql = AssertSqlSafe(query.sql(sum));
         on_pool!(self, pool => sqlx::query_as(sql)
-            .bind(query.since)
-            .bind(query.until)
+            .bind(query.since.unwrap_or(FIRST_DAY))
+            .bind(query.until.unwrap_or(LAST_DAY))
             .bind(query.user.map(|user| user.0))
             .bind(query.key.map(|key| key.0))
             .bind(query.model.as_deref())
@@ -201,5 +205,29 @@ impl Store {
     /// The database's.
     pub async fn usage(&self, query: &UsageQuery) -> Result<Vec<UsageSum>, StoreError> {
         self.usage_rows(query).try_collect().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{Row, SqlitePool};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn days_and_months_are_found_by_the_key_in_sqlite() {
+        let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
+        sqlx::migrate!("migrations/sqlite").run(&pool).await.unwrap();
+        for (by, table, date) in [(GroupBy::Day, "usage_daily", "day"), (GroupBy::User, "usage_monthly", "month")] {
+            let sql = UsageQuery::by(by).sql(|column| format!("SUM(s.{column})"));
+            let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {sql}"));
+            let plan = sqlx::query(explain).bind(FIRST_DAY).bind(LAST_DAY).fetch_all(&pool).await.unwrap();
+            let plan: Vec<String> = plan.iter().map(|row| row.get(3)).collect();
+            let search = format!("({date}>? AND {date}<?)");
+            assert!(
+                plan.iter().any(|line| line.starts_with("SEARCH s USING") && line.ends_with(&search)),
+                "{table}: {plan:?}"
+            );
+        }
     }
 }

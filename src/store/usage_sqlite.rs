@@ -173,3 +173,21 @@ async fn add_addresses(tx: &mut Transaction<'_, Sqlite>, sums: &AddressSums) -> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Row};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn known_rows_are_found_by_the_primary_key() {
+        let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
+        sqlx::migrate!("migrations/sqlite").run(&pool).await.unwrap();
+        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {KNOWN}"));
+        let plan = sqlx::query(explain).bind("[]").fetch_all(&pool).await.unwrap();
+        let plan: Vec<String> = plan.iter().map(|row| row.get(3)).collect();
+        assert!(plan[0].starts_with("SCAN k VIRTUAL TABLE"), "{plan:?}");
+        assert!(plan[1].starts_with("SEARCH r USING COVERING INDEX sqlite_autoindex_request_log_1"), "{plan:?}");
+    }
+}
