@@ -31,7 +31,8 @@ const MAX_TOKENS: u64 = 10_000_000_000;
 /// Longest finish reason that is believed.
 const MAX_REASON_BYTES: usize = 64;
 
-static USAGE: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new("\"usage\""));
+static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
+static LAST_USAGE: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new("\"usage\""));
 static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"error\""));
 static FINISH_REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"finish_reason\""));
 
@@ -115,7 +116,7 @@ fn search(body: &[u8]) -> Option<AnswerFacts> {
         return None;
     }
     let (only, others) = {
-        let mut hits = USAGE.rfind_iter(body);
+        let mut hits = USAGE.find_iter(body);
         (hits.next()?, hits.next())
     };
     let member = scan::member_at(body, only, USAGE.needle().len()).filter(|_| others.is_none())?;
@@ -250,8 +251,8 @@ impl JsonMeter {
 
 /// What the last bytes of an answer say: the last `usage` of the outermost object that can be believed.
 fn facts_of_tail(tail: &[u8]) -> AnswerFacts {
-    let usage = USAGE.rfind_iter(tail).take(scan::MAX_HITS).find_map(|hit| {
-        let member = scan::member_at(tail, hit, USAGE.needle().len())?;
+    let usage = LAST_USAGE.rfind_iter(tail).take(scan::MAX_HITS).find_map(|hit| {
+        let member = scan::member_at(tail, hit, LAST_USAGE.needle().len())?;
         let is_outermost = scan::closes_the_document(tail, member.value.end, 1);
         is_outermost.then(|| parse_usage(&tail[member.value]))?
     });
