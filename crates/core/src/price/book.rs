@@ -5,7 +5,7 @@
 //! request costs what holds when it begins. So a new price changes nothing that is booked, and one that is known early waits for
 //! its day.
 //!
-//! A dated snapshot (`gpt-4o-2024-08-06`, `gpt-4-0613`) that has no price of its own costs what its [family](family) costs.
+//! A dated snapshot (`gpt-4o-2024-08-06`, `gpt-4-0613`) that has no price of its own costs what its [`family`] costs.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
