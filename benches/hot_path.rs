@@ -21,6 +21,7 @@ use tollgate_core::{
         sse::StreamMeter,
     },
     pool::{Place, Pool, Strategy, sticky_hash},
+    price::book::PriceBook,
     route::Dialect,
     snapshot::{Member, Snapshot},
     upstream::{BaseUrl, Handling, ModelEntry, Upstream, UpstreamKind},
@@ -109,10 +110,18 @@ fn directory(c: &mut Criterion) {
     c.bench_function("authenticate among 10,000 keys", |b| {
         b.iter(|| keys.get(&KeyHash::of(black_box(presented.expose().as_bytes()))));
     });
-    let snapshot =
-        Snapshot::new(1, (0..10).map(|n| member(format!("u{n}"))).collect(), HashMap::new(), Strategy::Weighted);
+    let snapshot = Snapshot::new(
+        1,
+        (0..10).map(|n| member(format!("u{n}"))).collect(),
+        HashMap::new(),
+        PriceBook::default(),
+        Strategy::Weighted,
+    );
     let key = entry();
-    c.bench_function("resolve a model over 10 upstreams", |b| b.iter(|| snapshot.resolve(black_box("gpt-4o"), &key)));
+    let now = chrono::DateTime::UNIX_EPOCH;
+    c.bench_function("resolve a model over 10 upstreams", |b| {
+        b.iter(|| snapshot.resolve(black_box("gpt-4o"), &key, now));
+    });
     let place = |index: usize| Place { index, priority: 0, weight: 1, identity: sticky_hash(&index.to_le_bytes()) };
     let pool = Pool::new((0..10).map(place));
     let healths: Vec<Arc<Health>> = (0..10).map(|_| Arc::default()).collect();

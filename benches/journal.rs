@@ -158,7 +158,7 @@ fn limiter() -> anyhow::Result<Limiter> {
 
 fn shared(journal: Journal, limiter: Limiter) -> anyhow::Result<Arc<Shared>> {
     let empty = View {
-        snapshot: Snapshot::new(0, Vec::new(), Default::default(), Default::default()),
+        snapshot: Snapshot::new(0, Vec::new(), Default::default(), Default::default(), Default::default()),
         peers: Peers::new(Vec::new()),
     };
     Ok(Arc::new(Shared {

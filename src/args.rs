@@ -8,11 +8,13 @@ use std::path::PathBuf;
 use clap::{Args as ClapArgs, Parser, Subcommand};
 use tollgate_core::{key::IpNet, limit::ModelLimits};
 
-use crate::{mock::MockArgs, store::GroupBy};
+use crate::mock::MockArgs;
 
+mod books;
 mod upstream;
 mod value;
 
+pub use books::{AuditArgs, Limit, PricesVerb, UsageArgs, UsageBy};
 pub use upstream::{DrainArgs, HandlingSettings, UpstreamRef, UpstreamSettings, UpstreamVerb};
 pub use value::{Allowed, Moment, Setting};
 
@@ -66,6 +68,9 @@ pub enum Verb {
     Usage(UsageArgs),
     /// The request log, newest first
     Audit(AuditArgs),
+    /// What models cost, and since when
+    #[command(subcommand)]
+    Prices(PricesVerb),
     /// Encryption of credentials
     #[command(subcommand)]
     Secret(SecretVerb),
@@ -212,74 +217,6 @@ pub struct KeySettings {
     pub model_limits: Option<Vec<Setting<ModelLimits>>>,
 }
 
-/// `tollgate usage`
-#[derive(Clone, Debug, ClapArgs)]
-pub struct UsageArgs {
-    /// What a row is about
-    #[arg(long, value_enum, default_value_t = UsageBy::Month)]
-    pub by: UsageBy,
-    /// First day: a date, or so long ago, such as 7d
-    #[arg(long, value_name = "WHEN")]
-    pub since: Option<Moment>,
-    /// Last day: a date, or so long ago
-    #[arg(long, value_name = "WHEN")]
-    pub until: Option<Moment>,
-}
-
-/// What a row of `tollgate usage` is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-#[expect(missing_docs, reason = "as in GroupBy")]
-pub enum UsageBy {
-    Day,
-    Month,
-    User,
-    Key,
-    Model,
-    Upstream,
-}
-
-impl From<UsageBy> for GroupBy {
-    fn from(by: UsageBy) -> Self {
-        match by {
-            UsageBy::Day => Self::Day,
-            UsageBy::Month => Self::Month,
-            UsageBy::User => Self::User,
-            UsageBy::Key => Self::Key,
-            UsageBy::Model => Self::Model,
-            UsageBy::Upstream => Self::Upstream,
-        }
-    }
-}
-
-/// `tollgate audit`
-#[derive(Clone, Debug, ClapArgs)]
-pub struct AuditArgs {
-    /// From then on: a time, a date, or so long ago, such as 1h
-    #[arg(long, value_name = "WHEN")]
-    pub since: Option<Moment>,
-    /// Up to then: a time, a date (which is included), or so long ago
-    #[arg(long, value_name = "WHEN", conflicts_with = "follow")]
-    pub until: Option<Moment>,
-    /// Only requests of this user (id or name)
-    #[arg(long)]
-    pub user: Option<String>,
-    /// Only requests with this key (id, name, or user/name)
-    #[arg(long)]
-    pub key: Option<String>,
-    /// Only requests for this model
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Only requests that were answered with this status
-    #[arg(long, value_name = "STATUS")]
-    pub status: Option<u16>,
-    /// At most so many rows
-    #[arg(long, value_name = "N", default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=100_000))]
-    pub limit: u32,
-    /// Go on printing rows as they come, oldest first; with --json one object per line
-    #[arg(long)]
-    pub follow: bool,
-}
-
 /// `tollgate secret`
 #[derive(Debug, Subcommand)]
 pub enum SecretVerb {
@@ -356,7 +293,13 @@ mod tests {
             "upstream test main",
             "usage --by day --since 2026-11-01 --until 2026-11-30",
             "audit --since 1h --user alice --key ci --model gpt-4o --status 429 --limit 5",
+            "usage --by user,model --user alice --key alice/ci --model gpt-4o --upstream main --csv",
             "audit --follow",
+            "audit --upstream main --code rate_limit_exceeded --limit all --csv",
+            "prices list --json",
+            "prices list --model gpt-4o --all",
+            "prices import",
+            "prices import prices.toml --effective 2026-12-01 --dry-run",
             "secret generate",
             "secret rotate --json",
             "secret encrypt",
@@ -419,7 +362,11 @@ mod tests {
             ("upstream drain", ErrorKind::MissingRequiredArgument),
             ("upstream drain a --timeout 0s", ErrorKind::ValueValidation),
             ("usage --by week", ErrorKind::InvalidValue),
+            ("usage --by day,week", ErrorKind::InvalidValue),
             ("audit --limit 0", ErrorKind::ValueValidation),
+            ("audit --limit many", ErrorKind::ValueValidation),
+            ("prices import --effective soon", ErrorKind::ValueValidation),
+            ("prices", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
             ("audit --follow --until 2026-01-01", ErrorKind::ArgumentConflict),
             ("frobnicate", ErrorKind::InvalidSubcommand),
         ];

@@ -1,9 +1,10 @@
-//! The verbs that work on the database: users, keys, upstreams, usage, audit, secrets.
+//! The verbs that work on the database: users, keys, upstreams, usage, audit, prices, secrets.
 //!
 //! They write what they did to the output they are given, as text for people or as JSON for programs, from the same
 //! values. Every change goes through the store, which numbers it for the running gateway and logs it with its author.
 
 use std::{
+    collections::HashMap,
     io::{BufRead, ErrorKind, Read, Write},
     net::SocketAddr,
     sync::Arc,
@@ -11,20 +12,25 @@ use std::{
 
 use anyhow::{Context, bail};
 use tollgate_core::{
+    id::{KeyId, UserId},
     secret::{Secret, Unsendable, check_sendable},
+    snapshot::ModelInfo,
     upstream::{Handling, Upstream},
 };
 
 use crate::{
     args::{CREDENTIAL_VARIABLE, Verb},
     secrets::FernetKeys,
-    store::Store,
+    store::{Store, StoreError},
 };
 
 mod audit;
 mod init;
 mod key;
+mod listing;
 mod output;
+mod prices;
+mod prices_import;
 mod progress;
 mod running;
 mod secret;
@@ -53,6 +59,8 @@ pub struct CliContext<'a> {
     pub encrypted_in_file: &'a [(&'a str, &'a str)],
     /// How upstreams are handled that do not say otherwise.
     pub handling: Handling,
+    /// What the config file says of models.
+    pub models: &'a HashMap<String, ModelInfo>,
     /// Where the running gateway tells of itself; `None`: nowhere.
     pub admin: Option<SocketAddr>,
     /// Who does it, for `admin_log`, such as `cli:alice`.
@@ -63,6 +71,8 @@ pub struct CliContext<'a> {
     pub json: bool,
     /// Where the result goes.
     pub out: &'a mut dyn Write,
+    /// Has whoever read it gone?
+    pub reader_is_gone: &'a dyn Fn() -> bool,
 }
 
 /// Where a secret comes from: never from an argument.
@@ -91,8 +101,8 @@ pub fn exit_code(error: &anyhow::Error) -> u8 {
 /// # Errors
 /// A sentence for the person at the command line, which names the mend; [`exit_code`] says how the process should end.
 pub async fn run(verb: Verb, ctx: CliContext<'_>) -> anyhow::Result<()> {
-    let CliContext { store, fernet, file_upstreams, encrypted_in_file, handling, admin, actor, secret, json, out } =
-        ctx;
+    let CliContext { store, fernet, file_upstreams, encrypted_in_file, handling, models, .. } = ctx;
+    let CliContext { admin, actor, secret, json, out, reader_is_gone, .. } = ctx;
     let mut out = Output { json, to: out };
     let done = match verb {
         Verb::Init(args) => init::run(&args, &store, &fernet, &actor, &mut out).await,
@@ -104,7 +114,11 @@ pub async fn run(verb: Verb, ctx: CliContext<'_>) -> anyhow::Result<()> {
             upstream::run(verb, ctx, secret, &mut out).await
         }
         Verb::Usage(args) => usage::run(&args, &store, &mut out).await,
-        Verb::Audit(args) => audit::run(args, &store, &mut out).await,
+        Verb::Audit(args) => audit::run(args, &store, &mut out, reader_is_gone).await,
+        Verb::Prices(verb) => {
+            let ctx = prices::Context { store: &store, models, actor: &actor };
+            prices::run(verb, ctx, secret.input, &mut out).await
+        }
         Verb::Secret(verb) => {
             let ctx = secret::Context { store: &store, fernet: &fernet, in_file: encrypted_in_file, actor: &actor };
             secret::run(&verb, ctx, secret, &mut out).await
@@ -116,6 +130,25 @@ pub async fn run(verb: Verb, ctx: CliContext<'_>) -> anyhow::Result<()> {
             Ok(())
         }
         done => done,
+    }
+}
+
+/// Is the output to be CSV?
+fn one_form(csv: bool, json: bool) -> Result<bool, WrongUse> {
+    if csv && json { Err(WrongUse("--csv and --json are two forms: choose one".to_owned())) } else { Ok(csv) }
+}
+
+async fn find_user(store: &Store, id_or_name: Option<&str>) -> Result<Option<UserId>, StoreError> {
+    match id_or_name {
+        Some(id_or_name) => Ok(Some(store.find_user(id_or_name).await?.id)),
+        None => Ok(None),
+    }
+}
+
+async fn find_key(store: &Store, id_or_name: Option<&str>) -> Result<Option<KeyId>, StoreError> {
+    match id_or_name {
+        Some(id_or_name) => Ok(Some(store.find_key(id_or_name).await?.id)),
+        None => Ok(None),
     }
 }
 

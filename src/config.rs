@@ -13,6 +13,7 @@ mod expand;
 mod files;
 mod limits;
 mod pool;
+pub mod prices;
 mod problem;
 mod raw;
 mod redis_url;

@@ -133,7 +133,7 @@ pub struct Request<'r> {
     /// How it is to be read.
     pub dialect: Dialect,
     /// What the model's tokens cost.
-    pub price: &'r Price,
+    pub price: Option<&'r Price>,
     /// When it arrived: the month whose quota it counts against.
     pub at: DateTime<Utc>,
 }
@@ -260,7 +260,9 @@ impl Limiter {
         let demands: Arc<[Demand]> = self.0.policy.demands(request.key, request.ip, request.model).into();
         let tightest = tightest_tpm(demands.iter().map(|demand| &demand.caps));
         let learned = self.0.lengths.of(request.model);
-        let need = estimate::need(request.body, request.head, request.dialect, request.price, learned, tightest);
+        let free = Price::default();
+        let price = request.price.unwrap_or(&free);
+        let need = estimate::need(request.body, request.head, request.dialect, price, learned, tightest);
         Plan { demands, need, month: Month::of(request.at), now_ms: self.now_ms() }
     }
 

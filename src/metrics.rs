@@ -37,8 +37,10 @@ pub struct Metrics {
     pub overhead_seconds: Histogram,
     /// Time from the arrival of a request to the first byte of a streamed answer, in seconds.
     pub time_to_first_token_seconds: Histogram,
-    /// Tokens by model and kind (prompt, completion, cached, reasoning).
+    /// Tokens by model and kind (prompt, completion; and of these cached, `cache_write`, reasoning, audio, image).
     pub tokens_total: IntCounterVec,
+    /// Requests that were answered by models of which no price is known, and so cost nothing in the books.
+    pub unpriced_requests_total: IntCounterVec,
     /// Requests that the gateway itself turned down, by code.
     pub denials_total: IntCounterVec,
     /// Attempts by upstream and outcome ("ok" or what went wrong).
@@ -156,6 +158,11 @@ impl Metrics {
                 REQUEST_BUCKETS,
             )?,
             tokens_total: declare.counters("tokens_total", "Tokens by model and kind", &["model", "kind"])?,
+            unpriced_requests_total: declare.counters(
+                "unpriced_requests_total",
+                "Requests answered by models without a price, which cost nothing in the books",
+                &["model"],
+            )?,
             denials_total: declare.counters("denials_total", "Requests that the gateway turned down", &["code"])?,
             upstream_requests_total: declare.counters(
                 "upstream_requests_total",
@@ -253,7 +260,10 @@ impl Metrics {
             ("prompt", usage.prompt_tokens),
             ("completion", usage.completion_tokens),
             ("cached", usage.cached_tokens),
+            ("cache_write", usage.cache_write_tokens),
             ("reasoning", usage.reasoning_tokens),
+            ("audio", usage.audio_tokens),
+            ("image", usage.image_tokens),
         ];
         for (kind, count) in kinds.into_iter().filter(|(_, count)| *count > 0) {
             self.tokens_total.with_label_values(&[model, kind]).inc_by(count);

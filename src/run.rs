@@ -8,6 +8,7 @@ use std::{
     process::ExitCode,
 };
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tollgate_core::secret::Secret;
 
 use crate::{
@@ -77,6 +78,7 @@ async fn work(verb: Verb, config: &Config, env: Env<'_>, json: bool) -> anyhow::
         file_upstreams: &file_upstreams,
         encrypted_in_file: &encrypted_in_file,
         handling: config.upstream_defaults,
+        models: &config.models,
         admin: config.server.admin_listen.filter(|address| address.port() != 0),
         actor: format!("cli:{}", env("USER").filter(|user| !user.is_empty()).unwrap_or_else(|| "unknown".to_owned())),
         secret: SecretSource {
@@ -86,10 +88,19 @@ async fn work(verb: Verb, config: &Config, env: Env<'_>, json: bool) -> anyhow::
         },
         json,
         out: &mut io::stdout(),
+        reader_is_gone: &reader_is_gone,
     };
     let done = cli::run(verb, context).await;
     store.close().await;
     done
+}
+
+/// A pipe tells when its other end was closed, though nothing be written.
+fn reader_is_gone() -> bool {
+    let stdout = io::stdout();
+    let mut watched = [PollFd::new(&stdout, PollFlags::empty())];
+    let told = poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    told.is_ok() && watched[0].revents().intersects(PollFlags::ERR | PollFlags::NVAL)
 }
 
 fn encrypted(upstream: &UpstreamSpec) -> Option<(&str, &str)> {

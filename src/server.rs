@@ -20,11 +20,11 @@ use pingora_core::{
 };
 use pingora_proxy::{ProcessCustomSession, ProxyServiceBuilder};
 use tokio::sync::{Notify, watch};
-use tollgate_core::{retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream};
+use tollgate_core::{price::book::PriceBook, retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream};
 
 use crate::{
     admin::Admin,
-    config::{Config, CredentialSource, OnRedisDown, UpstreamSpec},
+    config::{self, Config, CredentialSource, OnRedisDown, UpstreamSpec},
     connector::OnePieceConnector,
     drain::{Drain, Stop},
     jobs::{
@@ -138,7 +138,7 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     store.migrate().await.context("[store] url: the database cannot be used")?;
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
     let empty = View {
-        snapshot: Snapshot::new(0, Vec::new(), config.models.clone(), config.pool.strategy),
+        snapshot: Snapshot::new(0, Vec::new(), config.models.clone(), PriceBook::default(), config.pool.strategy),
         peers: Peers::new(Vec::new()),
     };
     let metrics = Metrics::try_new()?;
@@ -169,6 +169,7 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
         upstreams: file_upstreams(&config.upstreams, &fernet)?,
         credential_files: config.upstreams.iter().filter_map(credential_file).collect(),
         models: config.models.clone(),
+        shipped_prices: config::prices::shipped(),
         handling: config.upstream_defaults,
         strategy: config.pool.strategy,
         breaker: config.breaker,

@@ -6,7 +6,7 @@
 //! suite runs against both.
 //!
 //! Guarantees:
-//! - Every change of users, keys and upstreams happens in one transaction with its number in the change sequence and
+//! - Every change of users, keys, upstreams and prices happens in one transaction with its number in the change sequence and
 //!   its row in `admin_log`; `change!` is the only way to write, so neither can be forgotten.
 //! - Opening does not connect. A [`Store`] belongs to the Tokio runtime it was opened in, and each Pingora service has
 //!   its own, so each opens its own; a database that is down fails the operation, not the start.
@@ -33,6 +33,7 @@ mod credential;
 mod error;
 mod key;
 mod number;
+mod price;
 mod report;
 mod upstream;
 mod usage;
@@ -41,11 +42,12 @@ mod usage_sqlite;
 mod user;
 
 pub use admin::{AdminLogRow, AdminToken};
-pub use audit::{AuditFilter, AuditRow, Cursor};
+pub use audit::{AuditFilter, AuditRow, Bookmark, Cursor};
 pub use changes::{ChangeListener, Changes};
 pub use credential::StoredCredential;
 pub use error::StoreError;
 pub use key::{KeySpec, StoredKey};
+pub use price::{NewPrice, StoredPrice};
 pub use report::{GroupBy, UsageQuery, UsageSum};
 pub use upstream::{StoredUpstream, UpstreamSpec};
 pub use user::{StoredUser, UserSpec};

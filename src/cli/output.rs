@@ -6,6 +6,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::Value;
 use tollgate_core::units::show_duration;
 
+use super::listing::{Form, Listing};
+
 /// Where results go, and in which form.
 pub(super) struct Output<'a> {
     pub(super) json: bool,
@@ -35,25 +37,20 @@ impl Output<'_> {
     }
 
     /// A list: an array of the rows, or a table of some of their columns.
-    pub(super) fn list(&mut self, rows: &[Value], columns: &[&str]) -> Result<()> {
-        if self.json {
-            serde_json::to_writer(&mut self.to, rows)?;
-            return writeln!(self.to);
+    pub(super) fn list(&mut self, rows: &[Value], columns: &[&'static str]) -> Result<()> {
+        let form = self.form(false);
+        let mut listing = Listing::begin(self, form, columns)?;
+        rows.iter().try_for_each(|row| listing.push(row))?;
+        listing.finish()
+    }
+
+    /// The form of a list, if it may be CSV.
+    pub(super) fn form(&self, csv: bool) -> Form {
+        match (csv, self.json) {
+            (true, _) => Form::Csv,
+            (false, true) => Form::Json,
+            (false, false) => Form::Table,
         }
-        let mut table: Vec<Vec<String>> = vec![columns.iter().map(|name| heading(name)).collect()];
-        table.extend(rows.iter().map(|row| columns.iter().map(|name| cell(name, &row[name])).collect()));
-        let width = |column: usize| table.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..columns.len()).map(width).collect();
-        for line in &table {
-            let mut text = String::new();
-            for ((cell, width), name) in line.iter().zip(&widths).zip(columns) {
-                let padding = " ".repeat(width - cell.chars().count());
-                let is_number = rows.iter().any(|row| row[name].is_number());
-                text += &if is_number { format!("{padding}{cell}  ") } else { format!("{cell}{padding}  ") };
-            }
-            writeln!(self.to, "{}", text.trim_end())?;
-        }
-        Ok(())
     }
 }
 
@@ -62,11 +59,11 @@ pub(super) fn time(time: impl Into<Option<DateTime<Utc>>>) -> Value {
     time.into().map_or(Value::Null, |time| time.to_rfc3339_opts(SecondsFormat::AutoSi, true).into())
 }
 
-fn heading(name: &str) -> String {
+pub(super) fn heading(name: &str) -> String {
     name.replace("_nano_usd", "_usd")
 }
 
-fn cell(name: &str, value: &Value) -> String {
+pub(super) fn cell(name: &str, value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
@@ -75,7 +72,7 @@ fn cell(name: &str, value: &Value) -> String {
             None => n.to_string(),
         },
         // Seconds are enough for people.
-        Value::String(text) if name.ends_with("_at") => {
+        Value::String(text) if ["_at", "_from", "_until"].iter().any(|end| name.ends_with(end)) => {
             text.split('.').next().unwrap_or(text).trim_end_matches('Z').replace('T', " ")
         }
         Value::String(text) => {

@@ -81,6 +81,14 @@ impl<'d> Table<'d> {
         Table::new(self.reader, table, join(&self.section, name), place)
     }
 
+    /// A section of this one beside which there are others with the same settings: they are known together, as `*`.
+    pub(super) fn variant(&mut self, name: &'static str) -> Table<'d> {
+        let section = format!("{}.*", self.section);
+        let mut table = self.section(name);
+        table.section = section;
+        table
+    }
+
     /// Every `[[name]]`.
     pub(super) fn repeated(&mut self, name: &'static str) -> Vec<Table<'d>> {
         let (place, section) = (self.place_of(name), format!("{}[]", join(&self.section, name)));
@@ -161,11 +169,6 @@ impl<'d> Table<'d> {
             self.problem(name, format!("{integer} is not between {} and {}", range.start(), range.end()));
         }
         number
-    }
-
-    /// A number, with or without a fraction.
-    pub(super) fn number(&mut self, name: &'static str) -> Option<f64> {
-        self.decimal(name, |text| text.parse().map_err(|_| "is not a number".to_owned()))
     }
 
     /// A number, with or without a fraction, as `parse` understands its digits.

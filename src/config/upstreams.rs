@@ -6,12 +6,12 @@
 use std::{
     collections::{BTreeSet, HashMap},
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use tollgate_core::{
     glob,
     id::check_name,
-    price::{Price, pico_usd_per_token},
     secret::{Secret, Unsendable, check_sendable},
     snapshot::ModelInfo,
     upstream::{BaseUrl, Handling, ModelEntry, UpstreamKind},
@@ -23,6 +23,7 @@ use crate::credential;
 use super::{
     CredentialSource, Secrets, UpstreamSpec, files,
     pool::{handling, strategy},
+    prices,
     raw::{Place, Reader},
     table::Table,
 };
@@ -226,7 +227,7 @@ pub(super) fn models(
         if let Err(message) = check_model_name(name) {
             reader.problem(table.place(), message);
         }
-        let price = price(&mut table).unwrap_or_default();
+        let price = prices::price(&mut table).map(Arc::new);
         let aliases =
             table.list("aliases", |text| check_model_name(text).map(|()| text.to_owned())).unwrap_or_default();
         for (alias, place) in &aliases {
@@ -243,29 +244,11 @@ pub(super) fn models(
     models
 }
 
-fn check_model_name(name: &str) -> Result<(), String> {
+pub(super) fn check_model_name(name: &str) -> Result<(), String> {
     if name.is_empty() || name.contains(['*', '=']) || name.chars().any(|c| c.is_control() || c.is_whitespace()) {
         return Err(format!("{name:?} is not the name of one model: no *, no =, no white space"));
     }
     Ok(())
-}
-
-/// `None`: the file gives no price, or a wrong one.
-fn price(table: &mut Table<'_>) -> Option<Price> {
-    const INPUT: &str = "input_usd_per_mtok";
-    const OUTPUT: &str = "output_usd_per_mtok";
-    const CACHED: &str = "cached_input_usd_per_mtok";
-    let mut pico = |name| {
-        let usd = table.number(name)?;
-        pico_usd_per_token(usd).map_err(|message| table.problem(name, message)).ok()
-    };
-    let (input, cached, output) = (pico(INPUT), pico(CACHED), pico(OUTPUT));
-    let given = [INPUT, CACHED, OUTPUT].into_iter().any(|name| table.has(name));
-    for name in [INPUT, OUTPUT].into_iter().filter(|name| given && !table.has(name)) {
-        table.problem(name, "is missing: give both the price of input and of output, 0 for what is free");
-    }
-    let (input, output) = (input?, output?);
-    Some(Price { input, cached_input: cached.unwrap_or(input), output })
 }
 
 fn shown(place: &Place) -> String {

@@ -1,6 +1,6 @@
 //! Keeps what the data plane knows in step with the database.
 //!
-//! Every change of a user, key or upstream has a number in one sequence; this job asks for what came after the last number
+//! Every change of a user, key, upstream or price has a number in one sequence; this job asks for what came after the last number
 //! it saw, twice a second, and at once when PostgreSQL announces a change. A revoked key thus stops working on every
 //! replica within a second, and a database that is away leaves everything as it was.
 //!
@@ -27,6 +27,7 @@ use tollgate_core::{
     breaker,
     id::{KeyId, UpstreamId},
     pool::Strategy,
+    price::book::{Histories, PriceBook},
     secret::Secret,
     snapshot::{Member, ModelInfo, Snapshot, UpstreamState},
     upstream::{Account, Handling, Upstream},
@@ -52,6 +53,8 @@ pub struct Fixed {
     pub credential_files: Vec<(String, PathBuf)>,
     /// Prices and aliases.
     pub models: HashMap<String, ModelInfo>,
+    /// What models cost of which nobody says anything else.
+    pub shipped_prices: Arc<Histories>,
     /// How upstreams in the database are handled where they do not say.
     pub handling: Handling,
     /// How models are shared out where they do not say.
@@ -80,6 +83,7 @@ struct Known {
     in_file: Vec<Arc<Upstream>>,
     credential_files: CredentialFiles,
     stored: BTreeMap<UpstreamId, Arc<Upstream>>,
+    prices: Histories,
     running: HashMap<String, Running>,
 }
 
@@ -148,8 +152,13 @@ impl Refresh {
             self.shared.keys.put(hash, entry);
         }
         let pool_changed = changes.complete || !changes.upstreams.is_empty() || !changes.removed_upstreams.is_empty();
+        let prices_changed = !changes.prices.is_empty();
         if changes.complete {
             known.stored.clear();
+            known.prices.clear();
+        }
+        for stored in changes.prices {
+            known.prices.entry(stored.model).or_default().insert(stored.effective_from, Arc::new(stored.price));
         }
         let mut touched = Vec::new();
         for stored in changes.upstreams {
@@ -175,7 +184,7 @@ impl Refresh {
         for id in changes.removed_upstreams {
             known.stored.remove(&id);
         }
-        if pool_changed {
+        if pool_changed || prices_changed {
             self.swap(known)?;
         }
         touched.iter().for_each(|id| self.free(known, *id));
@@ -254,7 +263,8 @@ impl Refresh {
             .into_iter()
             .map(|upstream| Member { state: Arc::clone(&running[&upstream.name].state), upstream })
             .collect();
-        let snapshot = Snapshot::new(known.generation, members, self.fixed.models.clone(), self.fixed.strategy);
+        let prices = PriceBook::new(HashMap::new(), known.prices.clone(), Arc::clone(&self.fixed.shipped_prices));
+        let snapshot = Snapshot::new(known.generation, members, self.fixed.models.clone(), prices, self.fixed.strategy);
         self.shared.view.store(Arc::new(View { snapshot, peers: Peers::new(peers) }));
         self.shared.metrics.config_generation.set(i64::try_from(known.generation).unwrap_or(i64::MAX));
         known.running = running;

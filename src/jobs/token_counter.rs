@@ -51,7 +51,7 @@ async fn count(journal: &Journal, text: Arc<Uncounted>) {
     let id = text.request_id;
     let counting = tokio::task::spawn_blocking(move || {
         let usage = estimate::count(&text.model, &text);
-        Count { request_id: id, usage, cost_nano_usd: text.price.cost_nano_usd(&usage) }
+        Count { request_id: id, usage, cost_nano_usd: text.cost_nano_usd(&usage) }
     });
     let count = counting.await.inspect_err(|error| tracing::error!(%error, "tokens could not be counted")).ok();
     journal.counted(id, count);

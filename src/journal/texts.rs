@@ -10,7 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use tokio::sync::Notify;
-use tollgate_core::{openai::sse::StreamedOutput, price::Price, route::Dialect};
+use tollgate_core::{
+    openai::sse::StreamedOutput,
+    price::{Price, Tier},
+    route::Dialect,
+    usage::Usage,
+};
 use uuid::Uuid;
 
 use super::lock;
@@ -25,14 +30,24 @@ pub struct Uncounted {
     pub request_id: Uuid,
     /// By which model, which decides on the tokenizer.
     pub model: Arc<str>,
-    /// What its tokens cost at the time of the request.
-    pub price: Price,
+    /// What its tokens cost at the time of the request, if anybody knows.
+    pub price: Option<Arc<Price>>,
+    /// In which tier.
+    pub tier: Tier,
     /// How to read both texts.
     pub dialect: Dialect,
     /// The request's body.
     pub prompt: Bytes,
     /// The answer, as the meter kept it.
     pub output: Output,
+}
+
+impl Uncounted {
+    /// What `usage` costs, in nano-dollars.
+    #[must_use]
+    pub fn cost_nano_usd(&self, usage: &Usage) -> u64 {
+        self.price.as_ref().map_or(0, |price| price.cost_nano_usd(usage, self.tier))
+    }
 }
 
 /// An answer as far as it is known.
@@ -134,7 +149,8 @@ mod tests {
         Uncounted {
             request_id: Uuid::from_u128(n),
             model: "m".into(),
-            price: Price::default(),
+            price: None,
+            tier: Tier::Standard,
             dialect: Dialect::Chat,
             prompt: vec![0; bytes].into(),
             output: Output::None,

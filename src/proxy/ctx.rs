@@ -13,8 +13,10 @@ use tollgate_core::{
     openai::{
         request::RequestHead,
         response::{AnswerFacts, JsonMeter},
+        served::Served,
         sse::StreamMeter,
     },
+    price::Tier,
     route::{Dialect, Route},
     snapshot::Target,
     usage::{Attempt, Usage},
@@ -150,6 +152,12 @@ impl Ask {
             ..Usage::default()
         }
     }
+
+    /// In which tier the provider works: as the answer says, else as the request wants it.
+    #[must_use]
+    pub fn tier(&self, served: &Served) -> Tier {
+        served.service_tier.as_deref().map_or(self.head.tier, Tier::of)
+    }
 }
 
 /// How an answer is read on its way through.
@@ -175,6 +183,8 @@ pub struct Produced {
     pub usage: Option<Usage>,
     /// Why the model stopped.
     pub finish_reason: Option<String>,
+    /// Who made it.
+    pub served: Served,
     /// The text, to be counted if the upstream did not.
     pub output: Output,
     /// Was it a stream of events?
@@ -189,19 +199,25 @@ impl From<Meter> for Produced {
             Meter::Json(meter) => {
                 let (facts, body) = meter.finish();
                 let output = body.map_or(Output::None, Output::Json);
-                let AnswerFacts { usage, finish_reason, is_error } = facts;
-                Self { usage, finish_reason, output, streamed: false, is_error }
+                let AnswerFacts { usage, finish_reason, is_error, served } = facts;
+                Self { usage, finish_reason, served, output, streamed: false, is_error }
             }
             Meter::Stream(mut meter) => Self {
                 usage: meter.usage(),
                 finish_reason: meter.finish_reason().map(str::to_owned),
+                served: meter.served().clone(),
                 output: Output::Stream(meter.take_output()),
                 streamed: true,
                 is_error: meter.saw_error(),
             },
-            Meter::None | Meter::Fault(_) | Meter::Trouble(_) => {
-                Self { usage: None, finish_reason: None, output: Output::None, streamed: false, is_error: false }
-            }
+            Meter::None | Meter::Fault(_) | Meter::Trouble(_) => Self {
+                usage: None,
+                finish_reason: None,
+                served: Served::default(),
+                output: Output::None,
+                streamed: false,
+                is_error: false,
+            },
         }
     }
 }
@@ -268,7 +284,7 @@ impl RequestCtx {
                 Some(usage) => usage,
                 None => ask.rough_usage(&produced.output),
             };
-            let cost = ask.target.price.cost_nano_usd(&usage);
+            let cost = ask.target.cost_nano_usd(&usage, ask.tier(&produced.served));
             self.hold = reservation.settle(Amount { tokens: usage.total_tokens(), nano_usd: cost });
         }
         self.produced = Some(produced);

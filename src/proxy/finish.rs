@@ -33,6 +33,9 @@ pub fn finish(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, erro
     let asked = ctx.ask.as_ref().map_or("", |ask| &*ask.target.model);
     let label = shared.metrics.model_label(asked, (200..300).contains(&ending.status) && !asked.is_empty());
     shared.metrics.request(route, &label, &ending.code, duration);
+    if ending.consumed && ctx.ask.as_ref().is_some_and(|ask| ask.target.price.is_none()) {
+        shared.metrics.unpriced_requests_total.with_label_values(&[&label]).inc();
+    }
     if let Some(overhead) = ctx.overhead() {
         shared.metrics.overhead_seconds.observe(overhead.as_secs_f64());
     }

@@ -40,6 +40,8 @@ impl RequestCtx {
         let ask = self.ask.as_ref();
         let estimated = produced.usage.is_none() && ending.consumed;
         let usage = if estimated { rough(ask, &output) } else { produced.usage.unwrap_or_default() };
+        let served = &produced.served;
+        let tier = ask.map(|ask| ask.tier(served)).unwrap_or_default();
         let failure = ending.interrupted.then_some(&*ending.code);
         let attempt = self.attempt_so_far(failure);
         let last = attempt.as_ref().or_else(|| self.attempts.last());
@@ -53,15 +55,17 @@ impl RequestCtx {
             route: route.name.into(),
             model: ask.map_or("", |ask| &ask.target.model).into(),
             upstream_model: self.upstream_model.as_deref().map(Cow::Borrowed),
+            served_model: served.model.as_deref().map(Cow::Borrowed),
             upstream: last.map(|attempt| Cow::Borrowed(&*attempt.upstream)),
             attempts: attempts_json(&self.attempts, attempt.as_ref()).into(),
             status: ending.status,
             stream: ask.is_some_and(|ask| ask.head.stream),
             code: (ending.code != "ok").then_some(Cow::Borrowed(&*ending.code)),
+            service_tier: served.service_tier.as_deref().map(Cow::Borrowed),
             usage,
             estimated,
             interrupted: ending.interrupted,
-            cost_nano_usd: ask.map_or(0, |ask| ask.target.price.cost_nano_usd(&usage)),
+            cost_nano_usd: ask.map_or(0, |ask| ask.target.cost_nano_usd(&usage, tier)),
             ttft_ms: self.first_byte.map(|first| millis(first.duration_since(self.arrived))),
             duration_ms: millis(self.arrived.elapsed()),
             overhead_us: self.overhead().map_or(0, |took| u32::try_from(took.as_micros()).unwrap_or(u32::MAX)),
@@ -73,7 +77,8 @@ impl RequestCtx {
         let uncounted = ask.filter(|_| estimated).map(|ask| Uncounted {
             request_id: self.request_id,
             model: ask.target.model.clone(),
-            price: ask.target.price,
+            price: ask.target.price.clone(),
+            tier,
             dialect: ask.dialect,
             prompt: ask.body.clone(),
             output,

@@ -107,7 +107,7 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
         Action::ShowModel => {
             let path = session.req_header().uri.path();
             let name = percent_decode_str(&path[route.path.len()..]).decode_utf8_lossy().into_owned();
-            if view.snapshot.resolve(&name, &key).is_none() {
+            if view.snapshot.resolve(&name, &key, ctx.arrived_at).is_none() {
                 return Err(Failure::Denied(Denial::ModelNotFound { model: name }));
             }
             reply::json(session, ctx.request_id, model_object(&name).to_string().into()).await
@@ -134,7 +134,7 @@ async fn ask(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, diale
     };
     let target = Some(&*head.model)
         .filter(|model| model.len() <= MAX_MODEL)
-        .and_then(|model| view.snapshot.resolve(model, key))
+        .and_then(|model| view.snapshot.resolve(model, key, ctx.arrived_at))
         .ok_or_else(|| Failure::Denied(Denial::ModelNotFound { model: head.model.clone() }))?;
     Ok(Ask { dialect, body, head, target, tokens: 0 })
 }
@@ -148,7 +148,7 @@ async fn admit(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask)
         body: &ask.body,
         head: &ask.head,
         dialect: ask.dialect,
-        price: &ask.target.price,
+        price: ask.target.price.as_deref(),
         at: ctx.arrived_at,
     };
     match shared.limiter.admit(request).await {

@@ -13,7 +13,7 @@ use tollgate_core::{
     user::User,
 };
 
-use super::{Pool, Store, StoreError, StoredKey, StoredUpstream, StoredUser, key, upstream, user};
+use super::{Pool, Store, StoreError, StoredKey, StoredPrice, StoredUpstream, StoredUser, key, price, upstream, user};
 
 /// Rows that changed after a number of the change sequence, and the number to ask with next time.
 #[derive(Debug, Default)]
@@ -32,13 +32,16 @@ pub struct Changes {
     pub upstreams: Vec<StoredUpstream>,
     /// Upstreams that were removed.
     pub removed_upstreams: Vec<UpstreamId>,
+    /// Prices that were imported.
+    pub prices: Vec<StoredPrice>,
 }
 
 impl Changes {
     /// Did nothing change?
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.users.is_empty() && self.keys.is_empty() && self.upstreams.is_empty() && self.removed_upstreams.is_empty()
+        let people = self.users.is_empty() && self.keys.is_empty();
+        people && self.upstreams.is_empty() && self.removed_upstreams.is_empty() && self.prices.is_empty()
     }
 }
 
@@ -68,7 +71,12 @@ macro_rules! read_changes {
                 .bind(since)
                 .fetch_all(&mut *tx)
                 .await?;
-        (seq, since == 0, users, keys, upstreams)
+        let prices: Vec<price::Row> =
+            sqlx::query_as(concat!("SELECT ", price::columns!(), " FROM prices WHERE changed_seq > $1"))
+                .bind(since)
+                .fetch_all(&mut *tx)
+                .await?;
+        (seq, since == 0, users, keys, upstreams, prices)
     }};
 }
 
@@ -81,7 +89,7 @@ impl Store {
     /// # Errors
     /// The database's.
     pub async fn changes_since(&self, since: i64) -> Result<Changes, StoreError> {
-        let (seq, complete, users, keys, upstreams) = match &self.pool {
+        let (seq, complete, users, keys, upstreams, prices) = match &self.pool {
             Pool::Sqlite(pool) => read_changes!(pool, "BEGIN", since),
             Pool::Postgres(pool) => read_changes!(pool, "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", since),
         };
@@ -95,6 +103,7 @@ impl Store {
                 .collect(),
             users: owners.into_values().collect(),
             removed_upstreams: upstreams.iter().filter_map(upstream::Row::removed).collect(),
+            prices: readable(prices).collect(),
             upstreams: readable(upstreams.into_iter().filter(|row| row.removed().is_none())).collect(),
         })
     }
@@ -117,7 +126,9 @@ impl Store {
 }
 
 /// The rows that this version understands.
-fn readable<Row, T: TryFrom<Row, Error = StoreError>>(rows: impl IntoIterator<Item = Row>) -> impl Iterator<Item = T> {
+pub(super) fn readable<Row, T: TryFrom<Row, Error = StoreError>>(
+    rows: impl IntoIterator<Item = Row>,
+) -> impl Iterator<Item = T> {
     rows.into_iter().filter_map(|row| T::try_from(row).inspect_err(|error| tracing::error!("ignored: {error}")).ok())
 }
 

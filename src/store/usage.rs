@@ -28,7 +28,8 @@ macro_rules! log_columns {
         "request_id, started_at, user_id, key_id, ip, route, model, upstream_model, upstream, attempts, status, stream,
          code, prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens, estimated, interrupted,
          cost_nano_usd, ttft_ms, duration_ms, overhead_us, finish_reason, user_agent, client_request_id,
-         provider_request_id"
+         provider_request_id, served_model, service_tier, cache_write_tokens, output_audio_tokens, image_tokens,
+         output_image_tokens"
     };
 }
 /// The statement that adds sums to a table, whose columns are in the order in which both writers bind them. Numbers are
@@ -96,6 +97,12 @@ pub(super) struct LogRow<'r> {
     pub(super) user_agent: Option<Cow<'r, str>>,
     pub(super) client_request_id: Option<Cow<'r, str>>,
     pub(super) provider_request_id: Option<Cow<'r, str>>,
+    pub(super) served_model: Option<Cow<'r, str>>,
+    pub(super) service_tier: Option<Cow<'r, str>>,
+    pub(super) cache_write_tokens: i64,
+    pub(super) output_audio_tokens: i64,
+    pub(super) image_tokens: i64,
+    pub(super) output_image_tokens: i64,
 }
 
 impl<'r> From<&'r UsageRecord<'_>> for LogRow<'r> {
@@ -132,6 +139,12 @@ impl<'r> From<&'r UsageRecord<'_>> for LogRow<'r> {
             user_agent: record.user_agent.as_deref().map(storable),
             client_request_id: record.client_request_id.as_deref().map(storable),
             provider_request_id: record.provider_request_id.as_deref().map(storable),
+            served_model: record.served_model.as_deref().map(storable),
+            service_tier: record.service_tier.as_deref().map(storable),
+            cache_write_tokens: big(usage.cache_write_tokens),
+            output_audio_tokens: big(usage.output_audio_tokens),
+            image_tokens: big(usage.image_tokens),
+            output_image_tokens: big(usage.output_image_tokens),
         }
     }
 }

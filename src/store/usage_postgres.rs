@@ -33,7 +33,8 @@ pub(super) async fn write(pool: &PgPool, rows: &[LogRow<'_>], sums_addresses: bo
     Ok(is_new)
 }
 
-/// The ids of the rows that were not there yet.
+/// The ids of the rows that were not there yet. They are inserted in the order of their ids: of writers that have the same rows
+/// in other orders, each could wait for the other.
 async fn insert(tx: &mut Transaction<'_, Postgres>, rows: &[LogRow<'_>]) -> Result<HashSet<Uuid>, StoreError> {
     const INSERT: &str = concat!(
         "INSERT INTO request_log (",
@@ -43,7 +44,8 @@ async fn insert(tx: &mut Transaction<'_, Postgres>, rows: &[LogRow<'_>]) -> Resu
              $9::text[], $10::text[]::jsonb[], $11::integer[], $12::boolean[], $13::text[], $14::bigint[],
              $15::bigint[], $16::bigint[], $17::bigint[], $18::bigint[], $19::boolean[], $20::boolean[],
              $21::bigint[], $22::integer[], $23::integer[], $24::integer[], $25::text[], $26::text[], $27::text[],
-             $28::text[])
+             $28::text[], $29::text[], $30::text[], $31::bigint[], $32::bigint[], $33::bigint[], $34::bigint[])
+         ORDER BY 1
          ON CONFLICT DO NOTHING RETURNING request_id"
     );
     let insert = bind_columns!(
@@ -77,6 +79,12 @@ async fn insert(tx: &mut Transaction<'_, Postgres>, rows: &[LogRow<'_>]) -> Resu
         row.user_agent.as_deref(),
         row.client_request_id.as_deref(),
         row.provider_request_id.as_deref(),
+        row.served_model.as_deref(),
+        row.service_tier.as_deref(),
+        row.cache_write_tokens,
+        row.output_audio_tokens,
+        row.image_tokens,
+        row.output_image_tokens,
     );
     let new: Vec<Uuid> = insert.fetch_all(&mut **tx).await?;
     Ok(new.into_iter().collect())

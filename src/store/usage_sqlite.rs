@@ -18,7 +18,7 @@ use super::{
 };
 
 /// Columns of a row.
-const COLUMNS: usize = 28;
+const COLUMNS: usize = 34;
 /// Sizes of groups, largest first. SQLite takes 32,766 parameters.
 const GROUPS: [usize; 3] = [64, 8, 1];
 
@@ -128,6 +128,12 @@ fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, row: &'q LogRow<'_>) -> Q
         .bind(row.user_agent.as_deref())
         .bind(row.client_request_id.as_deref())
         .bind(row.provider_request_id.as_deref())
+        .bind(row.served_model.as_deref())
+        .bind(row.service_tier.as_deref())
+        .bind(row.cache_write_tokens)
+        .bind(row.output_audio_tokens)
+        .bind(row.image_tokens)
+        .bind(row.output_image_tokens)
 }
 
 async fn add(tx: &mut Transaction<'_, Sqlite>, sums: &Sums, statement: &'static str) -> Result<(), StoreError> {

@@ -15,7 +15,7 @@ use tollgate::{
 };
 use tollgate_core::{
     limit::{Limits, MAX_LIMIT, policy::Policy},
-    price::Price,
+    price::{Price, Rates},
     secret::Secret,
 };
 
@@ -106,7 +106,7 @@ fn settings_become_values() {
     assert_eq!(spec.models.iter().map(ToString::to_string).collect::<Vec<_>>(), ["gpt-4o=prod", "o*"]);
     assert_eq!(spec.credential, CredentialSource::Plain(Secret::new("sk-from-the-environment".into())));
     let model = &config.models["gpt-4o"];
-    assert_eq!(model.price, Price { input: 2_500_000, cached_input: 2_500_000, output: 10_000_000 });
+    assert_eq!(model.price.as_deref(), Some(&Price::of(Rates::flat(2_500_000, 10_000_000))));
     assert_eq!(model.aliases, ["fast"]);
 }
 

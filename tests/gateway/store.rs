@@ -5,18 +5,20 @@ use std::{path::Path, sync::Arc, time::Duration};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::json;
 use tollgate::store::{
-    AdminLogRow, AuditFilter, GroupBy, KeySpec, Store, StoreError, UpstreamSpec, UsageQuery, UserSpec,
+    AdminLogRow, AuditFilter, Bookmark, GroupBy, KeySpec, NewPrice, Store, StoreError, UpstreamSpec, UsageQuery,
+    UserSpec,
 };
 use tollgate_core::{
     id::{KeyId, UserId},
     key::{ApiKey, IpNet},
     limit::{Amount, Limits, MAX_LIMIT, ModelLimits, Month},
+    price::{Price, Rates},
     upstream::{BaseUrl, ModelEntry, Overrides, UpstreamKind},
     usage::{Attempt, BookedAddress, Usage, UsageRecord, attempts_json},
 };
 use uuid::Uuid;
 
-use crate::support::postgres;
+use crate::support::{gateway::PATIENCE, postgres};
 
 /// A database that goes with the test.
 struct Database {
@@ -52,7 +54,7 @@ macro_rules! on_both_databases {
 
 on_both_databases! {
     migrating_twice_and_at_once_is_harmless,
-    keys_of_an_earlier_version_are_kept,
+    what_an_earlier_version_wrote_is_kept,
     an_empty_database_says_how_to_make_its_tables,
     users_keep_what_was_said_about_them,
     names_are_unique_and_checked,
@@ -73,6 +75,10 @@ on_both_databases! {
     usage_is_reported_by_everything,
     the_log_is_read_newest_first_in_pages,
     the_log_is_filtered,
+    the_log_is_followed_as_it_grows,
+    prices_are_kept_corrected_and_announced,
+    sums_are_what_the_log_says_across_the_end_of_a_month,
+    usage_is_filtered_and_grouped_by_several_things,
     facts_are_recorded_once,
     a_ciphertext_is_replaced_unless_it_changed,
 }
@@ -86,7 +92,7 @@ async fn migrating_twice_and_at_once_is_harmless(database: Database) {
     assert_eq!(opened[0].users().await.unwrap(), vec![]);
 }
 
-/// Makes only the first tables, with one key in them.
+/// Makes only the first tables, with one key and one request in them.
 macro_rules! make_first_tables {
     ($pool:ty, $migrations:literal, $url:expr) => {{
         let pool = <$pool>::connect($url).await.unwrap();
@@ -99,20 +105,33 @@ macro_rules! make_first_tables {
             "INSERT INTO api_keys (user_id, name, key_hash, prefix, models, allow_ip, rpm, created_at, changed_seq)
                    VALUES (1, 'ci', $1, 'tg-', '[]', '[]', 7, $2, 0)";
         sqlx::query(key).bind(&[7_u8; 32][..]).bind(Utc::now()).execute(&pool).await.unwrap();
+        let row =
+            "INSERT INTO request_log (request_id, started_at, user_id, key_id, route, model, attempts, status, stream,
+                prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens, estimated, interrupted,
+                cost_nano_usd, duration_ms, overhead_us)
+            VALUES ('00000000-0000-0000-0000-000000000001', $1, 1, 1, 'r', 'm', '[]', 200, false, 3, 2, 1, 0, 0, false,
+                false, 9, 1, 1)";
+        sqlx::query(row).bind(Utc::now()).execute(&pool).await.unwrap();
         pool.close().await;
     }};
 }
 
-async fn keys_of_an_earlier_version_are_kept(database: Database) {
+async fn what_an_earlier_version_wrote_is_kept(database: Database) {
     if let Some(file) = database.url.strip_prefix("sqlite://") {
         std::fs::create_dir_all(Path::new(file).parent().unwrap()).unwrap();
         make_first_tables!(sqlx::SqlitePool, "migrations/sqlite", &format!("{}?mode=rwc", database.url));
     } else {
         make_first_tables!(sqlx::PgPool, "migrations/postgres", &database.url);
     }
-    let key = database.store().await.find_key("alice/ci").await.unwrap();
+    let store = database.store().await;
+    let key = store.find_key("alice/ci").await.unwrap();
     let limits = Limits { rpm: Some(7), ..Limits::default() };
     assert_eq!(key.spec, KeySpec { name: "ci".into(), limits, ..KeySpec::default() });
+    let filter =
+        AuditFilter { booked_until: Some(store.bookmark().await.unwrap()), limit: 9, ..AuditFilter::default() };
+    let row = store.audit(&filter).await.unwrap().remove(0);
+    assert_eq!((row.prompt_tokens, row.cost_nano_usd, row.image_tokens, row.cache_write_tokens), (3, 9, 0, 0));
+    assert_eq!((row.served_model, row.service_tier), (None, None));
 }
 
 async fn an_empty_database_says_how_to_make_its_tables(database: Database) {
@@ -454,17 +473,23 @@ pub(crate) fn record(n: u128, started_at: &str) -> UsageRecord<'static> {
         route: "chat_completions".into(),
         model: "gpt-4o".into(),
         upstream_model: Some("prod".into()),
+        served_model: Some("gpt-4o-2024-08-06".into()),
         upstream: Some("main".into()),
         attempts: attempts_json(&[attempt()], None).into(),
         status: 200,
         stream: true,
         code: None,
+        service_tier: Some("default".into()),
         usage: Usage {
             prompt_tokens: 10,
             completion_tokens: 5,
             cached_tokens: 4,
+            cache_write_tokens: 3,
             reasoning_tokens: 2,
-            audio_tokens: 1,
+            audio_tokens: 5,
+            output_audio_tokens: 1,
+            image_tokens: 7,
+            output_image_tokens: 2,
         },
         estimated: false,
         interrupted: true,
@@ -480,8 +505,10 @@ pub(crate) fn record(n: u128, started_at: &str) -> UsageRecord<'static> {
 }
 
 async fn sums(store: &Store, by: GroupBy) -> Vec<(String, i64, i64, i64, i64)> {
-    let rows = store.usage(UsageQuery { by, since: None, until: None }).await.unwrap();
-    rows.into_iter().map(|r| (r.name, r.requests, r.total_tokens, r.cached_tokens, r.cost_nano_usd)).collect()
+    let rows = store.usage(&UsageQuery::by(by)).await.unwrap();
+    rows.into_iter()
+        .map(|r| (r.name(by).to_owned(), r.requests, r.total_tokens, r.cached_tokens, r.cost_nano_usd))
+        .collect()
 }
 
 async fn usage_is_counted_once(database: Database) {
@@ -506,7 +533,11 @@ async fn usage_is_counted_once(database: Database) {
     let attempts: serde_json::Value = serde_json::from_str(&row.attempts).unwrap();
     assert_eq!(attempts, serde_json::json!([{ "upstream": "main", "status": 200, "duration_ms": 5 }]));
     assert_eq!((row.prompt_tokens, row.completion_tokens, row.cached_tokens), (10, 5, 4));
-    assert_eq!((row.reasoning_tokens, row.audio_tokens, row.cost_nano_usd), (2, 1, 1_000));
+    assert_eq!((row.reasoning_tokens, row.cache_write_tokens, row.cost_nano_usd), (2, 3, 1_000));
+    assert_eq!((row.audio_tokens, row.output_audio_tokens), (5, 1));
+    assert_eq!((row.image_tokens, row.output_image_tokens), (7, 2));
+    assert_eq!(row.served_model.as_deref(), Some("gpt-4o-2024-08-06"));
+    assert_eq!(row.service_tier.as_deref(), Some("default"));
     assert_eq!((row.stream, row.estimated, row.interrupted, row.status), (true, false, true, 200));
     assert_eq!((row.ttft_ms, row.duration_ms, row.overhead_us), (Some(7), 20, 300));
     let texts = [&row.upstream_model, &row.upstream, &row.code, &row.finish_reason, &row.user_agent];
@@ -614,14 +645,14 @@ async fn usage_is_reported_by_everything(database: Database) {
     assert_eq!(sums(&store, GroupBy::Key).await, [row("ci", 3)]);
     assert_eq!(sums(&store, GroupBy::Model).await, [row("gpt-4o", 2), row("o3", 1)]);
     assert_eq!(sums(&store, GroupBy::Upstream).await, [row("", 1), row("main", 2)]);
-    let query = UsageQuery { by: GroupBy::Key, since: None, until: None };
-    let by_key = &store.usage(query).await.unwrap()[0];
-    assert_eq!((by_key.id, by_key.owner.as_deref()), (Some(key.id.0), Some("alice")));
+    let by_key = &store.usage(&UsageQuery::by(GroupBy::Key)).await.unwrap()[0];
+    assert_eq!((by_key.key_id, by_key.user.as_deref()), (Some(key.id.0), Some("alice")));
 
     let between = async |by, since: &str, until: &str| -> Vec<(String, i64)> {
         let date = |text: &str| text.parse::<NaiveDate>().ok();
-        let rows = store.usage(UsageQuery { by, since: date(since), until: date(until) }).await.unwrap();
-        rows.into_iter().map(|row| (row.name, row.requests)).collect()
+        let query = UsageQuery { since: date(since), until: date(until), ..UsageQuery::by(by) };
+        let rows = store.usage(&query).await.unwrap();
+        rows.into_iter().map(|row| (row.name(by).to_owned(), row.requests)).collect()
     };
     assert_eq!(between(GroupBy::Day, "2026-11-24", "2026-12-01").await, [("2026-11-30".to_owned(), 1)]);
     assert_eq!(between(GroupBy::Month, "2026-11-24", "").await, [("2026-11".to_owned(), 1), ("2026-12".to_owned(), 1)]);
@@ -654,6 +685,8 @@ async fn the_log_is_filtered(database: Database) {
         key_id: KeyId(2),
         model: "o3".into(),
         status: 429,
+        upstream: Some("spare".into()),
+        code: Some("rate_limit_exceeded".into()),
         ..record(2, "2026-11-23T11:00:00Z")
     };
     write(&store, &[first, second]).await;
@@ -667,6 +700,9 @@ async fn the_log_is_filtered(database: Database) {
         (AuditFilter { key: Some(KeyId(2)), ..one.clone() }, "2"),
         (AuditFilter { model: Some("o3".into()), ..one.clone() }, "2"),
         (AuditFilter { status: Some(429), ..one.clone() }, "2"),
+        (AuditFilter { upstream: Some("spare".into()), ..one.clone() }, "2"),
+        (AuditFilter { code: Some("rate_limit_exceeded".into()), ..one.clone() }, "2"),
+        (AuditFilter { code: Some("ok".into()), ..one.clone() }, "1"),
         (AuditFilter { status: Some(429), model: Some("gpt-4o".into()), ..one.clone() }, ""),
     ];
     for (filter, expected) in cases {
@@ -674,6 +710,187 @@ async fn the_log_is_filtered(database: Database) {
             store.audit(&filter).await.unwrap().iter().map(|row| row.request_id[35..].to_owned()).collect();
         assert_eq!(ids, expected, "{filter:?}");
     }
+}
+
+/// The next rows as the log grows, once there are `count`: the transactions of other tests hold them up.
+async fn grown(store: &Store, filter: &AuditFilter, place: &mut Bookmark, count: usize) -> String {
+    let (mut seen, start) = (String::new(), std::time::Instant::now());
+    while seen.len() < count {
+        let rows = store.booked_after(filter, place).await.unwrap();
+        assert!(rows.len() <= filter.limit as usize);
+        if let Some(last) = rows.last() {
+            *place = last.bookmark();
+        }
+        seen.extend(rows.iter().map(|row| row.request_id[35..].to_owned()));
+        assert!(start.elapsed() < PATIENCE, "only {seen}");
+    }
+    seen
+}
+
+async fn the_log_is_followed_as_it_grows(database: Database) {
+    let store = database.store().await;
+    write(&store, &[record(1, "2026-11-23T10:00:00Z")]).await;
+    let filter = AuditFilter { limit: 2, model: Some("gpt-4o".into()), ..AuditFilter::default() };
+    let mut place = store.bookmark().await.unwrap();
+    let start = std::time::Instant::now();
+    let until = loop {
+        let until = AuditFilter { booked_until: Some(place.clone()), limit: 9, ..AuditFilter::default() };
+        if store.audit(&until).await.unwrap().len() == 1 {
+            break until;
+        }
+        assert!(start.elapsed() < PATIENCE);
+        place = store.bookmark().await.unwrap();
+    };
+    // Booked later, and of requests that began earlier.
+    write(&store, &[record(3, "2026-11-23T09:00:01Z"), record(2, "2026-11-23T09:00:02Z")]).await;
+    write(&store, &[record(5, "2026-11-01T00:00:00Z"), record(4, "2026-11-01T00:00:00Z")]).await;
+    let other = UsageRecord { model: "o3".into(), ..record(6, "2026-11-24T00:00:00Z") };
+    write(&store, &[other, record(7, "2026-10-01T00:00:00Z")]).await;
+    assert_eq!(store.audit(&until).await.unwrap().len(), 1, "what was there at the bookmark");
+    // Within a batch SQLite knows an order, and PostgreSQL goes by time and id.
+    let expected = if database.url.starts_with("sqlite") { "32547" } else { "32457" };
+    let seen = grown(&store, &filter, &mut place, 5).await;
+    assert_eq!(seen, expected, "batch after batch, each row once, whenever its request began");
+    write(&store, &[record(8, "2026-11-23T10:00:00Z")]).await;
+    assert_eq!(grown(&store, &filter, &mut place, 1).await, "8");
+    assert_eq!(store.booked_after(&filter, &place).await.unwrap(), []);
+}
+
+/// On PostgreSQL what has the smaller number may become visible later.
+#[tokio::test]
+async fn whoever_follows_the_log_waits_for_transactions_that_are_open() {
+    let database = Database::postgres();
+    let store = database.store().await;
+    let mut place = store.bookmark().await.unwrap();
+    let pool = sqlx::PgPool::connect(&database.url).await.unwrap();
+    let mut slow = pool.begin().await.unwrap();
+    let insert =
+        "INSERT INTO request_log (request_id, started_at, user_id, key_id, route, model, attempts, status, stream,
+            prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens, estimated, interrupted,
+            cost_nano_usd, duration_ms, overhead_us)
+        VALUES ($1, now(), 1, 1, 'r', 'm', '[]', 200, false, 1, 1, 0, 0, 0, false, false, 0, 1, 1)";
+    sqlx::query(insert).bind(Uuid::from_u128(1)).execute(&mut *slow).await.unwrap();
+    write(&store, &[record(2, "2026-11-23T10:00:00Z")]).await;
+    let filter = AuditFilter { limit: 9, ..AuditFilter::default() };
+    let rows = store.booked_after(&filter, &place).await.unwrap();
+    assert_eq!(rows, [], "what began earlier may still come before it");
+    slow.commit().await.unwrap();
+    assert_eq!(grown(&store, &filter, &mut place, 2).await, "12");
+}
+
+fn price(input: u64) -> Price {
+    Price { batch: Some(Rates::flat(input / 2, 1)), ..Price::of(Rates::flat(input, 3)) }
+}
+
+async fn prices_are_kept_corrected_and_announced(database: Database) {
+    let store = database.store().await;
+    let new = |model: &str, from: &str, input| NewPrice {
+        model: model.into(),
+        effective_from: at(from),
+        price: price(input),
+    };
+    let first = [
+        new("b", "2026-12-01T00:00:00.123456Z", 4),
+        new("a", "2026-12-01T00:00:00Z", 2),
+        new("b", "2027-01-01T00:00:00Z", 6),
+    ];
+    store.import_prices(&first, "cli:me").await.unwrap();
+    let listed = async || -> Vec<(String, DateTime<Utc>, Price)> {
+        let prices = store.prices().await.unwrap();
+        prices.into_iter().map(|price| (price.model, price.effective_from, price.price)).collect()
+    };
+    let row = |new: &NewPrice| (new.model.clone(), new.effective_from, new.price);
+    assert_eq!(listed().await, [row(&first[1]), row(&first[0]), row(&first[2])]);
+    let changes = store.changes_since(0).await.unwrap();
+    assert_eq!((changes.prices.len(), changes.is_empty()), (3, false));
+
+    let corrected = new("b", "2026-12-01T00:00:00.123456Z", 8);
+    store.import_prices(std::slice::from_ref(&corrected), "cli:me").await.unwrap();
+    assert_eq!(listed().await, [row(&first[1]), row(&corrected), row(&first[2])]);
+    let changes = store.changes_since(changes.seq).await.unwrap();
+    assert_eq!(changes.prices.iter().map(|price| price.price).collect::<Vec<_>>(), [price(8)], "only what changed");
+    assert!(!changes.complete && store.changes_since(changes.seq).await.unwrap().is_empty());
+    let log = store.admin_log(9).await.unwrap();
+    assert_eq!(log.iter().map(|row| (&*row.action, &*row.actor)).collect::<Vec<_>>(), [("prices.import", "cli:me"); 2]);
+    assert!(log[0].detail.contains(r#""model":"b""#), "{}", log[0].detail);
+}
+
+async fn sums_are_what_the_log_says_across_the_end_of_a_month(database: Database) {
+    let store = database.store().await;
+    let times = [
+        "2026-11-30T23:59:59.999999Z",
+        "2026-12-01T00:00:00Z",
+        "2026-12-01T00:00:00.000001Z",
+        "2026-12-31T23:59:59.9999999Z",
+        "2027-01-01T00:00:00Z",
+        "2028-02-29T12:00:00Z",
+    ];
+    let made = |n: u64| UsageRecord {
+        usage: Usage { prompt_tokens: n * 3, completion_tokens: n, cached_tokens: n, ..Usage::default() },
+        cost_nano_usd: n * 7,
+        model: if n.is_multiple_of(2) { "gpt-4o" } else { "o3" }.into(),
+        user_id: UserId((n % 3).cast_signed()),
+        upstream: (!n.is_multiple_of(4)).then(|| "main".into()),
+        ..record(n.into(), times[usize::try_from(n).unwrap() % times.len()])
+    };
+    let all: Vec<_> = (0..120).map(made).collect();
+    // In batches that overlap, as after a crash.
+    for start in (0..100).step_by(20) {
+        write(&store, &all[start..start + 40]).await;
+    }
+    let rows = store.audit(&AuditFilter { limit: 1000, ..AuditFilter::default() }).await.unwrap();
+    assert_eq!(rows.len(), 120);
+    for (by, length) in [(GroupBy::Day, 10), (GroupBy::Month, 7)] {
+        let mut expected = std::collections::BTreeMap::<String, (i64, i64, i64, i64)>::new();
+        for row in &rows {
+            let sum = expected.entry(row.started_at.to_rfc3339()[..length].to_owned()).or_default();
+            let tokens = row.prompt_tokens + row.completion_tokens;
+            *sum = (sum.0 + 1, sum.1 + tokens, sum.2 + row.cached_tokens, sum.3 + row.cost_nano_usd);
+        }
+        let booked =
+            sums(&store, by).await.into_iter().map(|(name, n, tokens, cached, cost)| (name, (n, tokens, cached, cost)));
+        assert_eq!(booked.collect::<std::collections::BTreeMap<_, _>>(), expected, "{by:?}");
+        assert_eq!(expected.len(), if by == GroupBy::Day { 5 } else { 4 });
+    }
+}
+
+async fn usage_is_filtered_and_grouped_by_several_things(database: Database) {
+    let store = database.store().await;
+    let of = |n, user, model: &'static str, time| UsageRecord {
+        user_id: UserId(user),
+        key_id: KeyId(user * 10),
+        model: model.into(),
+        ..record(n, time)
+    };
+    let rows = [
+        of(1, 1, "a", "2026-11-23T10:00:00Z"),
+        of(2, 1, "b", "2026-11-23T10:00:00Z"),
+        of(3, 2, "a", "2026-11-24T10:00:00Z"),
+        of(4, 2, "a", "2026-12-24T10:00:00Z"),
+    ];
+    write(&store, &rows).await;
+    let ask = async |query: UsageQuery| -> Vec<String> {
+        let rows = store.usage(&query).await.unwrap();
+        let text = |row: &tollgate::store::UsageSum| {
+            let names = query.by.iter().map(|by| match by {
+                GroupBy::User => row.user_id.unwrap().to_string(),
+                by => row.name(*by).to_owned(),
+            });
+            names.chain([row.requests.to_string()]).collect::<Vec<_>>().join(" ")
+        };
+        rows.iter().map(text).collect()
+    };
+    let by = |by: &[GroupBy]| UsageQuery { by: by.to_vec(), ..UsageQuery::default() };
+    let (user, model, month) = (GroupBy::User, GroupBy::Model, GroupBy::Month);
+    assert_eq!(ask(by(&[model, user])).await, ["a 1 1", "a 2 2", "b 1 1"]);
+    assert_eq!(ask(by(&[month, model])).await, ["2026-11 a 2", "2026-11 b 1", "2026-12 a 1"]);
+    assert_eq!(
+        ask(UsageQuery { user: Some(UserId(2)), ..by(&[GroupBy::Day]) }).await,
+        ["2026-11-24 1", "2026-12-24 1"]
+    );
+    assert_eq!(ask(UsageQuery { key: Some(KeyId(10)), model: Some("b".into()), ..by(&[month]) }).await, ["2026-11 1"]);
+    assert_eq!(ask(UsageQuery { upstream: Some("main".into()), ..by(&[]) }).await, ["4"]);
+    assert_eq!(ask(UsageQuery { upstream: Some("other".into()), ..by(&[month]) }).await, [""; 0]);
 }
 
 async fn a_ciphertext_is_replaced_unless_it_changed(database: Database) {

@@ -294,8 +294,7 @@ async fn the_books_may_be_in_postgresql() {
     let rows = gateway.rows(3).await;
     assert!(rows.iter().all(|row| counts(row) == (7, 5, false)));
     let store = gateway.store().await;
-    let query = UsageQuery { by: GroupBy::User, since: None, until: None };
-    let sums = store.usage(query).await.unwrap();
+    let sums = store.usage(&UsageQuery::by(GroupBy::User)).await.unwrap();
     assert_eq!(sums.iter().map(|sum| (sum.requests, sum.total_tokens)).collect::<Vec<_>>(), [(3, 36)]);
     let other = ApiKey::from_random(&[42; 32]);
     let user = store.find_user("alice").await.unwrap();

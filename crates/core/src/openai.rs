@@ -5,7 +5,7 @@
 //! odd white space included. So a new member of the API needs no release of the gateway.
 //!
 //! - [`request`] reads the head of a request body, [`rewrite`] splices into it;
-//! - [`response`] reads usage out of JSON answers, [`sse`] out of streams, where it can also hide it;
+//! - [`response`] reads usage out of JSON answers, [`sse`] out of streams, where it can also hide it; [`served`] who answered;
 //! - [`text`] finds prompt and output texts, to be counted where a provider reports no usage;
 //! - [`error`] writes the error envelope, and scrubs the provider's.
 
@@ -13,6 +13,7 @@ pub mod error;
 pub mod request;
 pub mod response;
 pub mod rewrite;
+pub mod served;
 pub mod sse;
 pub mod text;
 

@@ -20,10 +20,18 @@ pub struct Usage {
     pub completion_tokens: u64,
     /// The part of the input that came from the provider's prompt cache.
     pub cached_tokens: u64,
+    /// The part of the input that was put into that cache.
+    pub cache_write_tokens: u64,
     /// The part of the output that was reasoning.
     pub reasoning_tokens: u64,
     /// Audio tokens, of input and output together.
     pub audio_tokens: u64,
+    /// Those of them that were output.
+    pub output_audio_tokens: u64,
+    /// Image tokens, of input and output together.
+    pub image_tokens: u64,
+    /// Those of them that were output.
+    pub output_image_tokens: u64,
 }
 
 impl Usage {
@@ -107,6 +115,8 @@ pub struct UsageRecord<'t> {
     pub model: Cow<'t, str>,
     /// Model that was asked of the upstream.
     pub upstream_model: Option<Cow<'t, str>>,
+    /// Model that answered, by its own words.
+    pub served_model: Option<Cow<'t, str>>,
     /// Name of the upstream that answered.
     pub upstream: Option<Cow<'t, str>>,
     /// Every try, in order: see [`attempts_json`].
@@ -117,6 +127,8 @@ pub struct UsageRecord<'t> {
     pub stream: bool,
     /// Error code of the contract, if the request failed.
     pub code: Option<Cow<'t, str>>,
+    /// How the provider worked on it, by its own words: see [`Tier`](crate::price::Tier).
+    pub service_tier: Option<Cow<'t, str>>,
     /// What it consumed.
     pub usage: Usage,
     /// Are the counts estimated, because the provider reported none?

@@ -1,6 +1,6 @@
 //! The command line, in this process: a database, its keys, and what is typed and printed.
 
-use std::{io::Write, net::SocketAddr, path::Path, sync::Arc};
+use std::{collections::HashMap, io::Write, net::SocketAddr, path::Path, sync::Arc};
 
 use clap::Parser;
 use serde_json::Value;
@@ -13,6 +13,7 @@ use tollgate::{
 };
 use tollgate_core::{
     secret::Secret,
+    snapshot::ModelInfo,
     upstream::{Handling, Upstream},
 };
 
@@ -24,6 +25,7 @@ pub(crate) struct Cli {
     pub(crate) fernet: FernetKeys,
     pub(crate) file_upstreams: Vec<Arc<Upstream>>,
     pub(crate) encrypted_in_file: Vec<(&'static str, String)>,
+    pub(crate) models: HashMap<String, ModelInfo>,
     pub(crate) environment: Option<Secret>,
     pub(crate) admin: Option<SocketAddr>,
     pub(crate) _directory: TempDir,
@@ -57,6 +59,7 @@ impl Cli {
             fernet,
             file_upstreams: Vec::new(),
             encrypted_in_file: Vec::new(),
+            models: HashMap::new(),
             environment: None,
             admin: None,
             _directory: directory,
@@ -89,11 +92,13 @@ impl Cli {
             file_upstreams: &self.file_upstreams,
             encrypted_in_file: &encrypted,
             handling: Handling::default(),
+            models: &self.models,
             admin: self.admin,
             actor: "cli:test".to_owned(),
             secret: SecretSource { environment: self.environment.clone(), input: &mut input, is_terminal: false },
             json: args.json,
             out,
+            reader_is_gone: &|| false,
         };
         cli::run(verb, ctx).await
     }

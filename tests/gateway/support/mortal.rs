@@ -149,8 +149,8 @@ impl Mortal {
 
 /// The sums of each day are those of the log.
 async fn check_sums(store: &Store, rows: &[AuditRow]) {
-    let days = store.usage(UsageQuery { by: GroupBy::Day, since: None, until: None }).await.unwrap();
-    let months = store.usage(UsageQuery { by: GroupBy::Month, since: None, until: None }).await.unwrap();
+    let days = store.usage(&UsageQuery::by(GroupBy::Day)).await.unwrap();
+    let months = store.usage(&UsageQuery::by(GroupBy::Month)).await.unwrap();
     for sums in [days, months] {
         let sum = |of: fn(&AuditRow) -> i64| rows.iter().map(of).sum::<i64>();
         assert_eq!(sums.iter().map(|day| day.requests).sum::<i64>(), i64::try_from(rows.len()).unwrap());

@@ -2,14 +2,17 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::{Child, ChildStdout, Command, Stdio},
     time::Instant,
 };
 
-use rustix::process::Signal;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, Signal, kill_process},
+};
 use tempfile::TempDir;
 
 use super::{
@@ -102,6 +105,16 @@ impl Program {
         })
     }
 
+    /// Starts it with its output in a pipe, to be read line by line.
+    pub(crate) fn start(&self, line: &str) -> Started {
+        let mut command = self.command("tollgate.toml", line);
+        let said = self.directory().join("stderr");
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(fs::File::create(&said).unwrap());
+        let mut child = command.spawn().expect("the program is built with its tests");
+        let lines = BufReader::new(child.stdout.take().unwrap());
+        Started { child, lines: Some(lines), said }
+    }
+
     /// Starts `serve`.
     pub(crate) fn serve(&self) -> Serving {
         let directory = self.directory().to_owned();
@@ -113,6 +126,87 @@ impl Program {
     /// Everything that the gateway said that was started last.
     pub(crate) fn log(&self) -> String {
         log(self.directory())
+    }
+}
+
+/// A run whose output is read while it is written.
+pub(crate) struct Started {
+    child: Child,
+    lines: Option<BufReader<ChildStdout>>,
+    said: PathBuf,
+}
+
+impl Started {
+    /// The next line; `None`: it has closed its output.
+    pub(crate) fn line(&mut self) -> Option<String> {
+        let mut line = String::new();
+        let lines = self.lines.as_mut()?;
+        if lines.buffer().is_empty() {
+            let patience = Timespec { tv_sec: PATIENCE.as_secs().cast_signed(), tv_nsec: 0 };
+            let ready = poll(&mut [PollFd::new(lines.get_ref(), PollFlags::IN)], Some(&patience)).unwrap();
+            assert!(ready > 0, "it writes nothing:\n{}", fs::read_to_string(&self.said).unwrap());
+        }
+        let read = lines.read_line(&mut line).unwrap();
+        (read > 0).then_some(line)
+    }
+
+    /// Closes the pipe.
+    pub(crate) fn stop_reading(&mut self) {
+        self.lines = None;
+    }
+
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
+    }
+
+    /// The most memory that it has taken, in KiB.
+    pub(crate) fn most_memory_kb(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    /// Its exit code, if it has ended; the inner `None`: a signal ended it.
+    pub(crate) fn try_end(&mut self) -> Option<Option<i32>> {
+        self.child.try_wait().unwrap().map(|status| status.code())
+    }
+
+    /// Waits for its end; gives its exit code.
+    pub(crate) fn end(&mut self) -> Option<i32> {
+        let start = Instant::now();
+        loop {
+            match self.try_end() {
+                Some(code) => return code,
+                None => {
+                    assert!(
+                        start.elapsed() < PATIENCE,
+                        "it does not end:\n{}",
+                        fs::read_to_string(&self.said).unwrap()
+                    );
+                }
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// What it said on standard error, as soon as there is something or it has ended.
+    pub(crate) fn complaint(&mut self) -> String {
+        let start = Instant::now();
+        loop {
+            let said = fs::read_to_string(&self.said).unwrap();
+            if !said.is_empty() || self.try_end().is_some() || start.elapsed() > PATIENCE {
+                return said;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -38,9 +38,18 @@ pub(super) fn put_ip(out: &mut Vec<u8>, ip: Option<IpAddr>) {
     }
 }
 
+/// The numbers that the first version knew.
 pub(super) fn put_usage(out: &mut Vec<u8>, usage: &Usage, cost_nano_usd: u64) {
-    let Usage { prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens } = *usage;
+    let Usage { prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens, .. } = *usage;
     for number in [prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens, cost_nano_usd] {
+        put(out, number.to_le_bytes());
+    }
+}
+
+/// The others, at the end of an entry.
+pub(super) fn put_more_usage(out: &mut Vec<u8>, usage: &Usage) {
+    let Usage { cache_write_tokens, output_audio_tokens, image_tokens, output_image_tokens, .. } = *usage;
+    for number in [cache_write_tokens, output_audio_tokens, image_tokens, output_image_tokens] {
         put(out, number.to_le_bytes());
     }
 }
@@ -100,8 +109,23 @@ impl<'t> Input<'t> {
             cached_tokens: self.number()?,
             reasoning_tokens: self.number()?,
             audio_tokens: self.number()?,
+            ..Usage::default()
         };
         Some((usage, self.number()?))
+    }
+
+    /// Completes what [`usage`](Self::usage) read.
+    pub(super) fn more_usage(&mut self, usage: &mut Usage) -> Option<()> {
+        usage.cache_write_tokens = self.number()?;
+        usage.output_audio_tokens = self.number()?;
+        usage.image_tokens = self.number()?;
+        usage.output_image_tokens = self.number()?;
+        Some(())
+    }
+
+    /// Is there nothing left?
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     pub(super) fn hold(&mut self) -> Option<Hold> {

@@ -5,14 +5,15 @@
 //! from the bytes.
 //!
 //! A later version may add kinds, which are passed over here, and may add fields behind those that are known, which are not
-//! looked at. Other changes need a new version of the [segment](super::segment).
+//! looked at. What an earlier version wrote ends before the fields that were added since, and those are as if never set. Other
+//! changes need a new version of the [segment](super::segment).
 
 use std::{borrow::Cow, net::IpAddr};
 
 use chrono::{DateTime, Utc};
 use uuid::Uuid;
 
-use super::bytes::{Input, put, put_hold, put_ip, put_text, put_time, put_usage};
+use super::bytes::{Input, put, put_hold, put_ip, put_more_usage, put_text, put_time, put_usage};
 use crate::{
     id::{KeyId, UserId},
     limit::hold::Hold,
@@ -162,11 +163,13 @@ impl<'t> Begin<'t> {
             route: Cow::Borrowed(self.route),
             model: Cow::Borrowed(self.model),
             upstream_model: None,
+            served_model: None,
             upstream: None,
             attempts: Cow::Borrowed("[]"),
             status: 0,
             stream: self.stream,
             code: Some(Cow::Borrowed(INTERRUPTED)),
+            service_tier: None,
             usage: Usage {
                 prompt_tokens: self.prompt_tokens,
                 completion_tokens: self.output_tokens,
@@ -226,6 +229,9 @@ impl<'t> End<'t> {
         ] {
             put_text(out, text.as_deref(), MAX_TEXT);
         }
+        put_more_usage(out, &record.usage);
+        put_text(out, record.served_model.as_deref(), MAX_TEXT);
+        put_text(out, record.service_tier.as_deref(), MAX_TEXT);
     }
 
     fn flags(&self) -> u8 {
@@ -259,7 +265,7 @@ impl<'t> End<'t> {
         let (ttft_ms, duration_ms, overhead_us) = (input.small()?, input.small()?, input.small()?);
         let hold = if has(HAS_HOLD) { Some(input.hold()?) } else { None };
         let mut text = || input.text().map(|text| text.map(Cow::Borrowed));
-        let record = UsageRecord {
+        let mut record = UsageRecord {
             request_id,
             started_at,
             user_id,
@@ -269,10 +275,12 @@ impl<'t> End<'t> {
             model: text()??,
             attempts: text()??,
             upstream_model: text()?,
+            served_model: None,
             upstream: text()?,
             status,
             stream: has(STREAM),
             code: text()?,
+            service_tier: None,
             usage,
             estimated: has(ESTIMATED),
             interrupted: has(WAS_INTERRUPTED),
@@ -285,6 +293,11 @@ impl<'t> End<'t> {
             client_request_id: text()?,
             provider_request_id: text()?,
         };
+        if !input.is_empty() {
+            input.more_usage(&mut record.usage)?;
+            record.served_model = input.text()?.map(Cow::Borrowed);
+            record.service_tier = input.text()?.map(Cow::Borrowed);
+        }
         Some(Self { record, is_uncounted: kind == Kind::UncountedEnd, hold })
     }
 }
@@ -295,13 +308,17 @@ impl Count {
         out.push(Kind::Count.byte());
         out.extend_from_slice(self.request_id.as_bytes());
         put_usage(out, &self.usage, self.cost_nano_usd);
+        put_more_usage(out, &self.usage);
     }
 
     /// Reads it.
     #[must_use]
     pub fn read(payload: &[u8]) -> Option<Self> {
         let (mut input, request_id) = open(payload, Kind::Count)?;
-        let (usage, cost_nano_usd) = input.usage()?;
+        let (mut usage, cost_nano_usd) = input.usage()?;
+        if !input.is_empty() {
+            input.more_usage(&mut usage)?;
+        }
         Some(Self { request_id, usage, cost_nano_usd })
     }
 }
@@ -330,15 +347,21 @@ mod tests {
     }
 
     fn usage() -> impl Strategy<Value = Usage> {
-        any::<[u64; 5]>().prop_map(
-            |[prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens]| Usage {
+        any::<([u64; 5], [u64; 4])>().prop_map(|(known, more)| {
+            let [prompt_tokens, completion_tokens, cached_tokens, reasoning_tokens, audio_tokens] = known;
+            let [cache_write_tokens, output_audio_tokens, image_tokens, output_image_tokens] = more;
+            Usage {
                 prompt_tokens,
                 completion_tokens,
                 cached_tokens,
+                cache_write_tokens,
                 reasoning_tokens,
                 audio_tokens,
-            },
-        )
+                output_audio_tokens,
+                image_tokens,
+                output_image_tokens,
+            }
+        })
     }
 
     fn hold() -> impl Strategy<Value = Option<Hold>> {
@@ -362,14 +385,15 @@ mod tests {
             usage in usage(),
             hold in hold(),
             texts in prop::array::uniform3(text()),
-            optional in prop::array::uniform7(prop::option::of(text())),
+            optional in prop::array::uniform9(prop::option::of(text())),
         ) -> End<'static> {
             let [route, model, attempts] = texts;
-            let [upstream_model, upstream, code, finish_reason, user_agent, client_request_id, provider_request_id] =
-                optional;
+            let [upstream_model, served_model, upstream, code, service_tier, finish_reason, user_agent,
+                client_request_id, provider_request_id] = optional;
             let record = UsageRecord {
                 request_id: Uuid::from_u128(id), started_at, user_id: UserId(user), key_id: KeyId(key), ip, route, model,
-                upstream_model, upstream, attempts, status, stream, code, usage, estimated, interrupted,
+                upstream_model, served_model, upstream, attempts, status, stream, code, service_tier, usage, estimated,
+                interrupted,
                 cost_nano_usd: cost, ttft_ms, duration_ms, overhead_us, finish_reason, user_agent, client_request_id,
                 provider_request_id,
             };
@@ -406,8 +430,10 @@ mod tests {
             model: long(),
             attempts: long(),
             upstream_model: Some(long()),
+            served_model: Some(long()),
             upstream: Some(long()),
             code: Some(long()),
+            service_tier: Some(long()),
             finish_reason: Some(long()),
             user_agent: Some(long()),
             client_request_id: Some(long()),
@@ -423,7 +449,46 @@ mod tests {
         assert!(written(|out| end.write(out)).len() < super::super::frame::MAX_PAYLOAD);
     }
 
+    /// As the version before wrote them: without what was added since.
+    fn old(bytes: &[u8], added: usize) -> &[u8] {
+        &bytes[..bytes.len() - added]
+    }
+
+    #[test]
+    fn an_entry_of_an_earlier_version_is_read_without_what_was_added_since() {
+        // The very bytes, so that no change of the code can go unnoticed.
+        let hex = "020000000000000000000000000000000740f2a6d4e8000000010000000000000002000000000000000007c8000900000000\
+                   00000005000000000000000400000000000000020000000000000001000000000000000a0000000000000000000000140000\
+                   002c01000001007201006d02005b5dffff010075ffffffffffffffffffff";
+        let byte = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).unwrap(), 16).unwrap();
+        let written: Vec<u8> = hex.as_bytes().chunks(2).map(byte).collect();
+        let End { record, .. } = End::read(&written).unwrap();
+        let usage = Usage {
+            prompt_tokens: 9,
+            completion_tokens: 5,
+            cached_tokens: 4,
+            reasoning_tokens: 2,
+            audio_tokens: 1,
+            ..Usage::default()
+        };
+        assert_eq!((record.usage, record.cost_nano_usd, record.upstream.as_deref()), (usage, 10, Some("u")));
+        assert_eq!((record.served_model, record.service_tier), (None, None));
+        assert_eq!((record.request_id, record.duration_ms), (Uuid::from_u128(7), 20));
+    }
+
     proptest! {
+        #[test]
+        fn an_end_of_an_earlier_version_is_read(mut end in end()) {
+            (end.record.served_model, end.record.service_tier) = (None, None);
+            let bytes = written(|out| end.write(out));
+            let usage = &mut end.record.usage;
+            (usage.cache_write_tokens, usage.output_audio_tokens) = (0, 0);
+            (usage.image_tokens, usage.output_image_tokens) = (0, 0);
+            let count = Count { request_id: end.record.request_id, usage: *usage, cost_nano_usd: 3 };
+            prop_assert_eq!(End::read(old(&bytes, 4 * 8 + 2 * 2)), Some(end));
+            prop_assert_eq!(Count::read(old(&written(|out| count.write(out)), 4 * 8)), Some(count));
+        }
+
         #[test]
         fn an_end_is_read_as_it_was_written(end in end(), more in prop::collection::vec(any::<u8>(), 0..9)) {
             let mut bytes = written(|out| end.write(out));

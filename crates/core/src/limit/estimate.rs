@@ -7,7 +7,12 @@
 use memchr::{memchr, memmem};
 
 use super::{Amount, Caps, MAX_LIMIT, state::Need};
-use crate::{openai::request::RequestHead, price::Price, route::Dialect, usage::Usage};
+use crate::{
+    openai::request::RequestHead,
+    price::{Price, Tier},
+    route::Dialect,
+    usage::Usage,
+};
 
 /// Bytes of JSON per token. English has four and a half and more; code, numbers and the JSON around them less.
 const BYTES_PER_TOKEN: u64 = 4;
@@ -33,23 +38,24 @@ pub fn prompt_tokens(body: &[u8]) -> u64 {
 #[must_use]
 pub fn need(body: &[u8], head: &RequestHead, dialect: Dialect, price: &Price, learned: u64, tightest: u64) -> Need {
     let prompt = prompt_tokens(body);
+    let amount = |output| amount(prompt, output, price, head.tier);
     if !dialect.has_output() {
-        return amount(prompt, 0, price).into();
+        return amount(0).into();
     }
     if let Some(most) = head.max_output_tokens {
-        let amount = amount(prompt, most.saturating_mul(head.choices), price);
+        let amount = amount(most.saturating_mul(head.choices));
         return Need { amount, least: amount, prompt_tokens: prompt };
     }
     let room = if tightest == 0 { u64::MAX } else { tightest.saturating_sub(prompt) };
     let guess = learned.saturating_mul(head.choices).min(room);
-    Need { amount: amount(prompt, guess, price), least: amount(prompt, guess.min(1), price), prompt_tokens: prompt }
+    Need { amount: amount(guess), least: amount(guess.min(1)), prompt_tokens: prompt }
 }
 
-fn amount(prompt: u64, output: u64, price: &Price) -> Amount {
+fn amount(prompt: u64, output: u64, price: &Price, tier: Tier) -> Amount {
     let usage = Usage { prompt_tokens: prompt, completion_tokens: output, ..Usage::default() };
     // Twice the greatest limit is refused by every limit and added up without overflow.
     let most = 2 * MAX_LIMIT;
-    Amount { tokens: usage.total_tokens().min(most), nano_usd: price.cost_nano_usd(&usage).min(most) }
+    Amount { tokens: usage.total_tokens().min(most), nano_usd: price.cost_nano_usd(&usage, tier).min(most) }
 }
 
 /// The least TPM among `caps`; 0: none.

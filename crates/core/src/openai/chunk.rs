@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 use super::{
     response::{believable_reason, parse_answer, parse_usage},
     scan::{self, Member},
+    served::Served,
     text::StreamedOutput,
 };
 use crate::{route::Dialect, usage::Usage};
@@ -35,6 +36,9 @@ static FINDERS: LazyLock<Finders> = LazyLock::new(|| Finders {
     text: Finder::new("\"text\""),
 });
 
+/// How many chunks are looked at for who answers: Azure's first one leaves it open.
+const LOOKS: u8 = 3;
+
 /// What becomes of a line when usage is to be hidden.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -55,12 +59,22 @@ pub(super) struct Facts {
     pub(super) saw_end: bool,
     pub(super) saw_error: bool,
     pub(super) output: StreamedOutput,
+    pub(super) served: Served,
+    looks: u8,
 }
 
 impl Facts {
     pub(super) fn new(dialect: Dialect) -> Self {
-        let output = StreamedOutput::default();
-        Self { dialect, usage: None, finish_reason: None, saw_end: false, saw_error: false, output }
+        Self {
+            dialect,
+            usage: None,
+            finish_reason: None,
+            saw_end: false,
+            saw_error: false,
+            output: StreamedOutput::default(),
+            served: Served::default(),
+            looks: LOOKS,
+        }
     }
 
     /// Reads the content of one `data:` line. The verdict's range is one of `data`.
@@ -82,6 +96,9 @@ impl Facts {
         let has_error = self.read_error(data);
         let usage = scan::top_level(data, &FINDERS.usage);
         let counts = usage.as_ref().and_then(|usage| parse_usage_member(data, usage));
+        if counts.is_some() || self.looks > 0 {
+            self.read_served(data);
+        }
         self.believe(counts);
         self.read_finish_reason(data);
         let output = if self.dialect == Dialect::Completions { &FINDERS.text } else { &FINDERS.delta };
@@ -98,6 +115,16 @@ impl Facts {
         if self.usage.is_some() {
             self.output = StreamedOutput::default();
         }
+    }
+
+    /// The first chunks tell, for a client that hangs up, and the one with the usage has the last word.
+    fn read_served(&mut self, data: &[u8]) {
+        let value = |name: &str| {
+            let member = scan::early(data, name.as_bytes())?;
+            std::str::from_utf8(&data[member.value]).ok()
+        };
+        self.served.note(value("\"model\""), value("\"service_tier\""));
+        self.looks = if self.served.model.is_some() { 0 } else { self.looks.saturating_sub(1) };
     }
 
     fn read_error(&mut self, data: &[u8]) -> bool {
@@ -140,8 +167,9 @@ impl Facts {
             "response.completed" | "response.incomplete" | "response.failed" => {
                 self.saw_end = true;
                 self.saw_error |= kind == "response.failed";
-                self.read_final_response(data);
+                self.read_response(data);
             }
+            "response.created" => self.read_response(data),
             "error" => self.saw_error = true,
             // The sound itself is not text; its transcript is.
             "response.audio.delta" | "response.output_audio.delta" => {}
@@ -150,7 +178,7 @@ impl Facts {
         }
     }
 
-    fn read_final_response(&mut self, data: &[u8]) {
+    fn read_response(&mut self, data: &[u8]) {
         #[derive(Deserialize)]
         struct Event<'a> {
             #[serde(borrow)]
@@ -158,8 +186,11 @@ impl Facts {
         }
         if let Ok(event) = serde_json::from_slice::<Event<'_>>(data) {
             let facts = parse_answer(Dialect::Responses, event.response.get().as_bytes());
-            self.believe(facts.usage);
-            self.finish_reason = facts.finish_reason.or(self.finish_reason.take());
+            self.served.update(facts.served);
+            if self.saw_end {
+                self.believe(facts.usage);
+                self.finish_reason = facts.finish_reason.or(self.finish_reason.take());
+            }
         }
     }
 }
@@ -289,6 +320,27 @@ mod tests {
         }
         let created = r#"{"type":"response.created","response":{"error":null,"usage":{"input_tokens":1}}}"#;
         assert_eq!(read(Dialect::Responses, created).0.usage, None);
+    }
+
+    #[test]
+    fn a_stream_says_who_answers_from_the_beginning() {
+        let served = |facts: &Facts| (facts.served.model.clone(), facts.served.service_tier.clone().map(String::from));
+        let (some, none) = (|text: &str| Some(text.to_owned()), None::<String>);
+        let mut facts = Facts::new(Dialect::Chat);
+        facts.read(br#"{"model":"","choices":[],"prompt_filter_results":[]}"#);
+        assert_eq!(served(&facts), (none.clone(), none.clone()));
+        facts.read(br#"{"model":"m-1","service_tier":"auto","choices":[{"delta":{"content":"\"model\":\"x\""}}]}"#);
+        assert_eq!(served(&facts), (some("m-1"), some("auto")));
+        facts.read(br#"{"model":"m-2","choices":[{"delta":{"content":"b"}}]}"#);
+        assert_eq!(served(&facts), (some("m-1"), some("auto")), "nobody looks there any more");
+        facts.read(br#"{"model":"m-3","service_tier":"flex","choices":[],"usage":{"prompt_tokens":1}}"#);
+        assert_eq!(served(&facts), (some("m-3"), some("flex")), "the usage has the last word");
+
+        let mut facts = Facts::new(Dialect::Responses);
+        facts.read(br#"{"type":"response.created","response":{"model":"r-1","status":"in_progress","usage":null}}"#);
+        assert_eq!((served(&facts), facts.finish_reason.clone()), ((some("r-1"), none), None));
+        facts.read(br#"{"type":"response.completed","response":{"model":"r-2","service_tier":"priority"}}"#);
+        assert_eq!(served(&facts), (some("r-2"), some("priority")));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use std::{borrow::Cow, ops::Range};
 use thiserror::Error;
 
 use super::json::{self, Stopped};
+use crate::price::Tier;
 
 /// Longest model name that is accepted, in bytes.
 pub const MAX_MODEL_BYTES: usize = 256;
@@ -41,6 +42,8 @@ pub struct RequestHead {
     pub choices: u64,
     /// Is the answer to be made in the background (`background`)? Then each time it is asked for is work of its own.
     pub background: bool,
+    /// In which tier the provider is to work (`service_tier`); what the answer says goes before it.
+    pub tier: Tier,
     /// The client's `user`, at most [`MAX_HINT_BYTES`] of it.
     pub user: Option<String>,
     /// The client's `prompt_cache_key`, at most [`MAX_HINT_BYTES`] of it.
@@ -167,6 +170,7 @@ struct Draft<'t> {
     max_output_tokens: Option<u64>,
     choices: u64,
     background: bool,
+    tier: Tier,
     user: Option<String>,
     prompt_cache_key: Option<String>,
 }
@@ -183,6 +187,7 @@ impl<'t> Draft<'t> {
             max_output_tokens: None,
             choices: 1,
             background: false,
+            tier: Tier::Standard,
             user: None,
             prompt_cache_key: None,
         }
@@ -204,6 +209,7 @@ impl<'t> Draft<'t> {
             }
             "n" | "best_of" => self.choices = self.choices.max(count(value).unwrap_or(1)),
             "background" => self.background = value == "true",
+            "service_tier" => self.tier = json::string(value).map(|word| Tier::of(&word)).unwrap_or_default(),
             "user" => self.user = hint(value),
             "prompt_cache_key" => self.prompt_cache_key = hint(value),
             _ => {}
@@ -253,6 +259,7 @@ impl<'t> Draft<'t> {
             max_output_tokens: self.max_output_tokens,
             choices: self.choices,
             background: self.background,
+            tier: self.tier,
             user: self.user,
             prompt_cache_key: self.prompt_cache_key,
             model_at,

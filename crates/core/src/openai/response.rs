@@ -16,7 +16,7 @@ use memchr::memmem::{Finder, FinderRev};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use super::{json, scan};
+use super::{json, scan, served::Served};
 use crate::{route::Dialect, usage::Usage};
 
 /// Largest body that is kept whole.
@@ -33,6 +33,8 @@ const MAX_REASON_BYTES: usize = 64;
 
 static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage\""));
 static LAST_USAGE: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new("\"usage\""));
+static MODEL: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new("\"model\""));
+static SERVICE_TIER: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new("\"service_tier\""));
 static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"error\""));
 static FINISH_REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"finish_reason\""));
 
@@ -45,6 +47,8 @@ pub struct AnswerFacts {
     pub finish_reason: Option<String>,
     /// Is it an error, whatever its status says?
     pub is_error: bool,
+    /// Who made it.
+    pub served: Served,
 }
 
 /// Reads a `usage` object, in any dialect.
@@ -60,15 +64,27 @@ pub fn parse_usage(raw: &[u8]) -> Option<Usage> {
     let input = raw.prompt_tokens_details.or(raw.input_tokens_details).unwrap_or_default();
     let output = raw.completion_tokens_details.or(raw.output_tokens_details).unwrap_or_default();
     let (input_audio, output_audio) = (input.audio_tokens.unwrap_or(0), output.audio_tokens.unwrap_or(0));
+    let (input_image, output_image) = (input.image_tokens.unwrap_or(0), output.image_tokens.unwrap_or(0));
     let usage = Usage {
         prompt_tokens,
         completion_tokens,
         cached_tokens: input.cached_tokens.unwrap_or(0),
+        cache_write_tokens: input.cache_write_tokens.unwrap_or(0),
         reasoning_tokens: output.reasoning_tokens.unwrap_or(0),
         audio_tokens: input_audio.saturating_add(output_audio),
+        output_audio_tokens: output_audio,
+        image_tokens: input_image.saturating_add(output_image),
+        output_image_tokens: output_image,
     };
-    let counts =
-        [usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens, usage.reasoning_tokens, usage.audio_tokens];
+    let counts = [
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        usage.cached_tokens,
+        usage.cache_write_tokens,
+        usage.reasoning_tokens,
+        usage.audio_tokens,
+        usage.image_tokens,
+    ];
     counts.iter().all(|&count| count <= MAX_TOKENS).then_some(usage)
 }
 
@@ -88,7 +104,9 @@ struct RawUsage {
 #[derive(Default, Deserialize)]
 struct RawDetails {
     cached_tokens: Option<u64>,
+    cache_write_tokens: Option<u64>,
     audio_tokens: Option<u64>,
+    image_tokens: Option<u64>,
     reasoning_tokens: Option<u64>,
 }
 
@@ -104,7 +122,8 @@ pub fn parse_answer(dialect: Dialect, body: &[u8]) -> AnswerFacts {
         Dialect::Embeddings => None,
     };
     let usage = answer.usage.and_then(|raw| parse_usage(raw.get().as_bytes()));
-    AnswerFacts { usage, finish_reason, is_error: answer.error.is_some() }
+    let served = Served::of(answer.model.map(RawValue::get), answer.service_tier.map(RawValue::get));
+    AnswerFacts { usage, finish_reason, is_error: answer.error.is_some(), served }
 }
 
 /// The facts of an answer that nowhere speaks of an error, and whose outermost object ends with the body and has one usage
@@ -124,7 +143,11 @@ fn search(body: &[u8]) -> Option<AnswerFacts> {
         return None;
     }
     let usage = parse_usage(&body[member.value])?;
-    Some(AnswerFacts { usage: Some(usage), finish_reason: last_reason(body), is_error: false })
+    let text = |raw| std::str::from_utf8(raw).ok();
+    // The model stands at the beginning and the tier at the end, so neither search goes far.
+    let model = scan::early(body, MODEL.needle()).and_then(|member| text(&body[member.value]));
+    let served = Served::of(model, last_member(body, &SERVICE_TIER, text));
+    Some(AnswerFacts { usage: Some(usage), finish_reason: last_reason(body), is_error: false, served })
 }
 
 /// Everything raw: a surprise in one member must not cost the others.
@@ -140,6 +163,10 @@ struct RawAnswer<'a> {
     incomplete_details: Option<&'a RawValue>,
     #[serde(borrow)]
     error: Option<&'a RawValue>,
+    #[serde(borrow)]
+    model: Option<&'a RawValue>,
+    #[serde(borrow)]
+    service_tier: Option<&'a RawValue>,
 }
 
 impl RawAnswer<'_> {
@@ -249,14 +276,21 @@ impl JsonMeter {
     }
 }
 
-/// What the last bytes of an answer say: the last `usage` of the outermost object that can be believed.
+/// What the last bytes of an answer say: the last members of the outermost object that can be believed.
 fn facts_of_tail(tail: &[u8]) -> AnswerFacts {
-    let usage = LAST_USAGE.rfind_iter(tail).take(scan::MAX_HITS).find_map(|hit| {
-        let member = scan::member_at(tail, hit, LAST_USAGE.needle().len())?;
+    let text = |raw: &[u8]| std::str::from_utf8(raw).ok().map(str::to_owned);
+    let [model, tier] = [&MODEL, &SERVICE_TIER].map(|name| last_member(tail, name, text));
+    let served = Served::of(model.as_deref(), tier.as_deref());
+    AnswerFacts { usage: last_member(tail, &LAST_USAGE, parse_usage), served, ..AnswerFacts::default() }
+}
+
+/// The last member of the outermost object with this quoted name whose value `parse` believes.
+fn last_member<'t, T>(tail: &'t [u8], name: &FinderRev<'_>, parse: impl Fn(&'t [u8]) -> Option<T>) -> Option<T> {
+    name.rfind_iter(tail).take(scan::MAX_HITS).find_map(|hit| {
+        let member = scan::member_at(tail, hit, name.needle().len())?;
         let is_outermost = scan::closes_the_document(tail, member.value.end, 1);
-        is_outermost.then(|| parse_usage(&tail[member.value]))?
-    });
-    AnswerFacts { usage, ..AnswerFacts::default() }
+        is_outermost.then(|| parse(&tail[member.value]))?
+    })
 }
 
 #[cfg(test)]
@@ -284,8 +318,15 @@ mod tests {
     #[test]
     fn usage_is_read_in_every_dialect() {
         let chat = facts(Dialect::Chat, CHAT);
-        let expected =
-            Usage { prompt_tokens: 11, completion_tokens: 7, cached_tokens: 4, reasoning_tokens: 3, audio_tokens: 3 };
+        let expected = Usage {
+            prompt_tokens: 11,
+            completion_tokens: 7,
+            cached_tokens: 4,
+            reasoning_tokens: 3,
+            audio_tokens: 3,
+            output_audio_tokens: 2,
+            ..Usage::default()
+        };
         assert_eq!((chat.usage, chat.finish_reason.as_deref()), (Some(expected), Some("length")));
 
         let embeddings = facts(Dialect::Embeddings, r#"{"data":[],"usage":{"prompt_tokens":8,"total_tokens":8}}"#);
@@ -302,6 +343,41 @@ mod tests {
         assert_eq!(responses.finish_reason.as_deref(), Some("max_output_tokens"));
         let completed = facts(Dialect::Responses, r#"{"status":"completed","incomplete_details":null}"#);
         assert_eq!(completed.finish_reason.as_deref(), Some("completed"));
+    }
+
+    #[test]
+    fn every_kind_of_token_is_read() {
+        let usage = r#"{"prompt_tokens":100,"completion_tokens":50,"prompt_tokens_details":{"cached_tokens":10,
+            "cache_write_tokens":20,"audio_tokens":30,"image_tokens":15,"text_tokens":55},"completion_tokens_details":
+            {"reasoning_tokens":5,"audio_tokens":6,"image_tokens":7,"text_tokens":32}}"#;
+        let expected = Usage {
+            prompt_tokens: 100,
+            completion_tokens: 50,
+            cached_tokens: 10,
+            cache_write_tokens: 20,
+            reasoning_tokens: 5,
+            audio_tokens: 36,
+            output_audio_tokens: 6,
+            image_tokens: 22,
+            output_image_tokens: 7,
+        };
+        assert_eq!(parse_usage(usage.as_bytes()), Some(expected));
+        let responses = usage.replace("prompt_", "input_").replace("completion_", "output_");
+        assert_eq!(parse_usage(responses.as_bytes()), Some(expected));
+    }
+
+    #[test]
+    fn an_answer_says_who_made_it() {
+        let served = |body: &str| {
+            let Served { model, service_tier } = facts(Dialect::Chat, body).served;
+            (model, service_tier.map(String::from))
+        };
+        let named = |model: &str, tier: &str| (Some(model.to_owned()), Some(tier.to_owned()));
+        let body = r#"{"model":"gpt-4o-2024-08-06","service_tier":"flex","usage":{"prompt_tokens":1}}"#;
+        assert_eq!(served(body), named("gpt-4o-2024-08-06", "flex"));
+        assert_eq!(served(r#"{"model":7,"service_tier":null,"choices":[]}"#), (None, None));
+        let large = format!(r#"{{"data":"{}","model":"m","service_tier":"priority"}}"#, "x".repeat(MAX_WHOLE_BYTES));
+        assert_eq!(served(&large), named("m", "priority"), "at the end of a large one");
     }
 
     #[test]
@@ -333,6 +409,15 @@ mod tests {
             r#"{"prompt_tokens":1,"completion_tokens":99999999999999999999}"#,
             r#"{"prompt_tokens":1,"completion_tokens":1,"prompt_tokens_details":{"cached_tokens":-1}}"#,
             r#"{"prompt_tokens":1,"completion_tokens":1,"completion_tokens_details":3}"#,
+            r#"{"prompt_tokens":9223372036854775808,"completion_tokens":1}"#,
+            r#"{"prompt_tokens":1e300,"completion_tokens":1}"#,
+            r#"{"prompt_tokens":1,"completion_tokens":true}"#,
+            r#"{"prompt_tokens":[1],"completion_tokens":1}"#,
+            r#"{"prompt_tokens":1,"completion_tokens":1,"prompt_tokens_details":{"cache_write_tokens":1e300}}"#,
+            r#"{"prompt_tokens":1,"completion_tokens":1,"prompt_tokens_details":{"image_tokens":"7"}}"#,
+            r#"{"prompt_tokens":1,"completion_tokens":1,"completion_tokens_details":{"audio_tokens":-7}}"#,
+            r#"{"prompt_tokens":1,"prompt_tokens_details":{"image_tokens":18446744073709551615},
+                "completion_tokens_details":{"image_tokens":18446744073709551615}}"#,
             r#"{"prompt_tokens":1,"prompt_tokens":2}"#,
             r#"{"prompt_tokens":1"#,
         ] {
@@ -430,9 +515,15 @@ mod tests {
                 r#""choices":[{"finish_reason":"stop","message":{"content":"\\"}},{"finish_reason":"length"}]"#.to_owned(),
             )),
             after in prop::collection::vec(member(), 0..3),
+            (model, tier) in (prop::option::of("\"([a-z0]|\\\\u00e9){0,9}\"|7"), prop::option::of("\"[a-z ]{0,9}\"|null")),
+            is_model_first in any::<bool>(),
         ) {
+            let model = model.map(|name| format!("\"model\":{name}"));
+            let tier = tier.map(|word| format!("\"service_tier\":{word}"));
+            let (first, last) = if is_model_first { (model, tier) } else { (tier, model) };
             let usage = usage.map(|n| format!("\"usage\":{{\"prompt_tokens\":{n},\"total_tokens\":{n}}}"));
-            let members: Vec<String> = before.into_iter().chain(usage).chain(choices).chain(after).collect();
+            let members: Vec<String> =
+                first.into_iter().chain(before).chain(usage).chain(choices).chain(after).chain(last).collect();
             let body = format!("{{{}}}", members.join(","));
             if let Some(found) = search(body.as_bytes()) {
                 prop_assert_eq!(found, parse_answer(Dialect::Chat, body.as_bytes()));

@@ -21,6 +21,7 @@ use memchr::memchr;
 use super::{
     chunk::{Facts, Verdict},
     passed::Passed,
+    served::Served,
 };
 use crate::{route::Dialect, usage::Usage};
 
@@ -122,6 +123,12 @@ impl StreamMeter {
     #[must_use]
     pub fn finish_reason(&self) -> Option<&str> {
         self.facts.finish_reason.as_deref()
+    }
+
+    /// Who answers, as far as the stream said so.
+    #[must_use]
+    pub fn served(&self) -> &Served {
+        &self.facts.served
     }
 
     /// Did the stream come to its proper end: `[DONE]`, or the final event of a response? A body that ends without it was
