@@ -6,34 +6,44 @@ use async_trait::async_trait;
 use axum::{
     Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
-
+use tokio::sync::watch;
 use tollgate_core::breaker;
 
 use crate::shared::Shared;
 
+mod ready;
+
 /// The admin plane as a service of the server.
 #[derive(Debug)]
 pub struct Admin {
-    shared: Arc<Shared>,
+    plane: Plane,
     listener: TcpListener,
 }
 
+/// What its pages tell of.
+#[derive(Clone, Debug)]
+struct Plane {
+    shared: Arc<Shared>,
+    /// Has the server been told to stop?
+    drain: watch::Receiver<bool>,
+}
+
 impl Admin {
-    /// Serves on `listener`.
+    /// Serves on `listener`; `drain` turns true when the server has been told to stop.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, listener: TcpListener) -> Self {
-        Self { shared, listener }
+    pub fn new(shared: Arc<Shared>, listener: TcpListener, drain: watch::Receiver<bool>) -> Self {
+        Self { plane: Plane { shared, drain }, listener }
     }
 
     async fn serve(&self, mut shutdown: ShutdownWatch) -> std::io::Result<()> {
         let listener = self.listener.try_clone()?;
         listener.set_nonblocking(true)?;
-        axum::serve(tokio::net::TcpListener::from_std(listener)?, router(Arc::clone(&self.shared)))
+        axum::serve(tokio::net::TcpListener::from_std(listener)?, router(self.plane.clone()))
             .with_graceful_shutdown(async move {
                 let ended = shutdown.wait_for(|ending| *ending).await;
                 drop(ended);
@@ -51,15 +61,15 @@ impl BackgroundService for Admin {
     }
 }
 
-fn router(shared: Arc<Shared>) -> Router {
+fn router(plane: Plane) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .with_state(shared)
+        .with_state(plane)
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
+async fn metrics(State(Plane { shared, .. }): State<Plane>) -> Response {
     show_upstreams(&shared);
     shared.metrics.journal_pending_records.set(i64::try_from(shared.journal.pending()).unwrap_or(i64::MAX));
     shared.metrics.journal_bytes.set(i64::try_from(shared.journal.bytes()).unwrap_or(i64::MAX));
@@ -88,23 +98,15 @@ fn show_upstreams(shared: &Shared) {
     }
 }
 
-/// Ready means that a request could be served: there is a key and an upstream, and the database answers.
-async fn ready(State(shared): State<Arc<Shared>>) -> Response {
-    let view = shared.view.load();
-    let parts = [
-        ("keys", !shared.keys.is_empty(), "no key exists yet: tollgate key create"),
-        (
-            "upstreams",
-            view.snapshot.members().iter().any(|member| !member.upstream.disabled),
-            "no upstream is enabled: tollgate upstream add",
-        ),
-        ("store", shared.metrics.store_up.get() == 1, "the database does not answer; requests are still served"),
-    ];
-    let is_ready = parts.iter().all(|(_, ok, _)| *ok);
-    let text: serde_json::Map<_, _> = parts
-        .into_iter()
-        .map(|(part, ok, why)| (part.to_owned(), serde_json::Value::from(if ok { "ok" } else { why })))
-        .collect();
-    let status = if is_ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, axum::Json(serde_json::json!({ "ready": is_ready, "parts": text }))).into_response()
+/// JSON, or text for whoever asks for that: `curl -H 'accept: text/plain'`.
+async fn ready(State(plane): State<Plane>, headers: HeaderMap) -> Response {
+    let readiness = ready::readiness(&plane.shared, *plane.drain.borrow());
+    let status = if readiness.is_ready() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let accepts = headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    if accepts.starts_with("text/plain") {
+        return (status, readiness.to_text()).into_response();
+    }
+    // With line breaks: it is looked at by people too.
+    let json = format!("{:#}\n", readiness.to_json());
+    (status, [(header::CONTENT_TYPE, "application/json")], json).into_response()
 }

@@ -8,6 +8,7 @@
 //! it again is all that a reload needs. Relative paths are relative to the working directory. The defaults are in the code,
 //! once; `conf/tollgate.toml` repeats them for people, and a test holds the two together.
 
+mod audit;
 mod check;
 mod expand;
 mod files;
@@ -78,6 +79,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[usage]`
     pub usage: Usage,
+    /// `[audit]`
+    pub audit: Audit,
     /// `[secrets]`
     pub secrets: Secrets,
     /// `[log]`
@@ -225,6 +228,15 @@ pub struct Usage {
     pub flush_interval: Duration,
     /// Most records of one transaction.
     pub batch: usize,
+}
+
+/// For how long what is known of single requests is kept. Sums are kept for ever.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// Days that a row of the request log is kept at least; 0: for ever.
+    pub retention_days: u32,
+    /// Days that a request's content is kept, if it is kept at all; 0: for ever.
+    pub content_retention_days: u32,
 }
 
 /// Keys that encrypt upstreams' credentials.

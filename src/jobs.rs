@@ -9,6 +9,7 @@ pub mod models;
 pub mod notices;
 pub mod probe;
 pub mod refresh;
+pub mod retention;
 pub mod together;
 pub mod token_counter;
 pub mod usage_writer;

@@ -56,7 +56,12 @@ pub use self::{
     options::{Fsync, MIN_CAP, OnFull, Options},
     texts::{Output, Uncounted},
 };
-use self::{log::Log, reader::Reader, start::Opened, texts::Texts};
+use self::{
+    log::{Log, Trouble},
+    reader::Reader,
+    start::Opened,
+    texts::Texts,
+};
 use crate::limiter::Limiter;
 
 /// Most bytes of one segment: some fifty thousand entries.
@@ -99,6 +104,17 @@ struct Inner {
     unbooked: AtomicI64,
     /// When the reader last saw that there was nothing more, in milliseconds.
     caught_up_ms: AtomicU64,
+}
+
+/// How a journal is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It takes entries.
+    Well,
+    /// There is as much as there may be.
+    Full,
+    /// The disk does not take entries, for this reason; they wait in memory.
+    Failing(String),
 }
 
 /// A request that was written down.
@@ -151,6 +167,19 @@ impl Journal {
     #[must_use]
     pub fn is_taking(&self) -> bool {
         self.0.is_taking.load(Ordering::Relaxed)
+    }
+
+    /// Are entries taken as they should be?
+    #[must_use]
+    pub fn condition(&self) -> Condition {
+        let log = lock(&self.0.log);
+        match &log.trouble {
+            Some(Trouble::Full) => Condition::Full,
+            Some(Trouble::Disk(error)) => Condition::Failing(error.clone()),
+            // The oldest goes as soon as more room is needed.
+            None if log.may_exceed && !log.has_room() => Condition::Full,
+            None => Condition::Well,
+        }
     }
 
     /// Writes down that a request was admitted; `None`: it must not be taken.

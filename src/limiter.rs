@@ -214,6 +214,12 @@ impl Limiter {
         self.0.redis.is_some()
     }
 
+    /// Is what has limits refused while Redis does not answer?
+    #[must_use]
+    pub fn refuses_without_redis(&self) -> bool {
+        self.0.refuses_without_redis
+    }
+
     /// Tells other replicas of accounts, and hears what they told of those that `is_known` holds for since the last time. `None`:
     /// Redis cannot be asked.
     pub async fn exchange_notices(

@@ -77,6 +77,10 @@ pub struct Metrics {
     pub quota_corrections_total: IntCounterVec,
     /// Is the database reachable: 1 or 0.
     pub store_up: IntGauge,
+    /// Rows that were deleted because they were old, by table.
+    pub retention_rows_deleted_total: IntCounterVec,
+    /// Partitions, each a month of rows, that were dropped because they were old, by table.
+    pub retention_partitions_dropped_total: IntCounterVec,
     /// Generation of the configuration in use.
     pub config_generation: IntGauge,
     /// Time until a certificate of the TLS listener expires, by domain, in seconds.
@@ -222,6 +226,16 @@ impl Metrics {
                 &["place"],
             )?,
             store_up: declare.gauge("store_up", "Is the database reachable: 1 or 0")?,
+            retention_rows_deleted_total: declare.counters(
+                "retention_rows_deleted_total",
+                "Rows that were deleted because they were old, by table",
+                &["table"],
+            )?,
+            retention_partitions_dropped_total: declare.counters(
+                "retention_partitions_dropped_total",
+                "Partitions, each a month of rows, that were dropped because they were old, by table",
+                &["table"],
+            )?,
             config_generation: declare.gauge("config_generation", "Generation of the configuration in use")?,
             certificate_expiry_seconds: declare.gauges(
                 "certificate_expiry_seconds",

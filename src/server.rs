@@ -20,11 +20,13 @@ use pingora_core::{
 };
 use pingora_proxy::{ProcessCustomSession, ProxyServiceBuilder};
 use tokio::sync::{Notify, watch};
-use tollgate_core::{price::book::PriceBook, retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream};
+use tollgate_core::{
+    price::book::PriceBook, retention::Kept, retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream,
+};
 
 use crate::{
     admin::Admin,
-    config::{self, Config, CredentialSource, OnRedisDown, UpstreamSpec},
+    config::{self, Audit, Config, CredentialSource, OnRedisDown, UpstreamSpec},
     connector::OnePieceConnector,
     drain::{Drain, Stop},
     jobs::{
@@ -34,6 +36,7 @@ use crate::{
         models::Models,
         probe::Probes,
         refresh::{Fixed, Refresh},
+        retention::Retention,
         together::Together,
         token_counter::TokenCounter,
         usage_writer::{Calm, Hurried, UsageWriter},
@@ -88,7 +91,7 @@ impl Assembly {
         let (listeners, drain) = watch::channel(false);
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
         server.bootstrap();
-        let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain)?;
+        let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain.clone())?;
         server.add_service(data_plane);
         let jobs = Together::default()
             .with(refresh)
@@ -99,13 +102,15 @@ impl Assembly {
         server.add_service(background_service("limits", limits));
         server.add_service(background_service("journal", JournalKeeper::new(Arc::clone(&shared))));
         server.add_service(background_service("token counter", TokenCounter::new(Arc::clone(&shared))));
+        let retention = Retention::new(Arc::clone(&shared), config.store.url.clone(), kept(&config.audit));
+        server.add_service(background_service("retention", retention));
         let writer = Arc::new(writer);
         server.add_service(background_service("usage writer", Calm(Arc::clone(&writer))));
         server.add_service(background_service("hurried usage writer", Hurried(Arc::clone(&writer))));
         if let Some(address) = config.server.admin_listen {
             let listener = bind("admin_listen", &address.to_string())?;
             addresses.admin = Some(listener.local_addr()?);
-            server.add_service(background_service("admin", Admin::new(Arc::clone(&shared), listener)));
+            server.add_service(background_service("admin", Admin::new(Arc::clone(&shared), listener, drain.clone())));
         }
         Ok(Self { server, shared, writer, listeners, grace: config.server.grace_period, addresses })
     }
@@ -248,6 +253,14 @@ fn credential_file(spec: &UpstreamSpec) -> Option<(String, PathBuf)> {
         CredentialSource::File { path, .. } => Some((spec.name.clone(), path.clone())),
         _ => None,
     }
+}
+
+/// The tables that grow, and for how long their rows are kept. Content is nobody's business a day longer than was said.
+fn kept(audit: &Audit) -> Vec<Kept> {
+    vec![
+        Kept { table: "request_log", days: audit.retention_days, is_exact: false },
+        Kept { table: "request_content", days: audit.content_retention_days, is_exact: true },
+    ]
 }
 
 fn server_conf(config: &Config) -> ServerConf {

@@ -21,7 +21,7 @@ use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
 use tokio::{
     sync::Mutex,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
 use tollgate_core::{
     breaker,
@@ -38,11 +38,14 @@ use crate::{
     peers::{Peer, Peers},
     secrets::FernetKeys,
     shared::{Shared, View},
-    store::{Changes, Store, StoredUpstream},
+    store::{Changes, Store, StoreError, StoredUpstream},
 };
 
 /// How often the database is asked.
 const PERIOD: Duration = Duration::from_millis(500);
+
+/// How long the database may take to answer. A server that hangs is no better than one that is not there.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What does not come from the database.
 #[derive(Debug)]
@@ -112,7 +115,10 @@ impl Refresh {
         self.look_at_files().await?;
         let seq = self.known.lock().await.seq;
         // Nobody waits for the database: the files are looked at meanwhile.
-        let changes = store.changes_since(seq).await;
+        let asked = store.changes_since(seq);
+        // Everything there is may take its time.
+        let patience = if seq == 0 { Duration::MAX } else { PATIENCE };
+        let changes = timeout(patience, asked).await.unwrap_or(Err(StoreError::TooSlow));
         self.shared.metrics.store_up.set(i64::from(changes.is_ok()));
         self.apply(&mut *self.known.lock().await, changes?)
     }
@@ -298,7 +304,7 @@ impl Refresh {
             let mut listener = store.listen().await?;
             listener.changed().await
         };
-        if let Ok(Err(error)) = tokio::time::timeout(PERIOD, announced).await {
+        if let Ok(Err(error)) = timeout(PERIOD, announced).await {
             tracing::debug!(%error, "no announcements of changes");
             tokio::time::sleep(PERIOD).await;
         }

@@ -1,4 +1,5 @@
-//! Reading the request log, a page at a time: newest first, or in the order in which it grows.
+//! Reading the request log, a page at a time: newest first (how those are found stands in `listing.rs`), or in the order in which
+//! it grows.
 //!
 //! Pages go on after the last row of the one before (its time and id), not at a row number: the log grows while it is
 //! read, and a page deep down costs no more than the first.
@@ -14,7 +15,7 @@ use serde::{Serialize, Serializer};
 use sqlx::{Encode, QueryBuilder, Type};
 use tollgate_core::id::{KeyId, UserId};
 
-use super::{Pool, Store, StoreError};
+use super::{Pool, Store, StoreError, listing::push_conditions};
 
 /// A place in the log: the rows after it are older.
 pub type Cursor = (DateTime<Utc>, String);
@@ -50,7 +51,7 @@ pub struct AuditFilter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bookmark {
     /// Number of the row, or of its transaction.
-    booked: i64,
+    pub(super) booked: i64,
     /// The last row of that transaction that was read; `None`: all of them were.
     row: Option<Cursor>,
 }
@@ -123,23 +124,22 @@ impl AuditRow {
     }
 }
 
-/// What is selected; `$booked`: the column with the order of booking.
-macro_rules! select {
-    ($booked:literal) => {
-        concat!(
-            "SELECT CAST(r.request_id AS TEXT) AS request_id, r.started_at, r.user_id, u.name AS \"user\",
-                r.key_id, k.name AS \"key\", r.ip, r.route, r.model, r.upstream_model, r.served_model, r.upstream,
-                CAST(r.attempts AS TEXT) AS attempts, r.status, r.stream, r.code, r.service_tier, r.prompt_tokens,
-                r.completion_tokens, r.cached_tokens, r.cache_write_tokens, r.reasoning_tokens, r.audio_tokens,
-                r.output_audio_tokens, r.image_tokens, r.output_image_tokens, r.estimated, r.interrupted,
-                r.cost_nano_usd, r.ttft_ms, r.duration_ms, r.overhead_us, r.finish_reason, r.user_agent,
-                r.client_request_id, r.provider_request_id, ",
-            $booked,
-            " AS booked
-            FROM request_log r LEFT JOIN users u ON u.id = r.user_id LEFT JOIN api_keys k ON k.id = r.key_id
-            WHERE 1 = 1"
-        )
-    };
+/// What is selected of a row `r`, with [`NAMES`] beside it, and one of the columns below as `booked`.
+pub(super) const COLUMNS: &str = "CAST(r.request_id AS TEXT) AS request_id, r.started_at, r.user_id, u.name AS \"user\",
+    r.key_id, k.name AS \"key\", r.ip, r.route, r.model, r.upstream_model, r.served_model, r.upstream,
+    CAST(r.attempts AS TEXT) AS attempts, r.status, r.stream, r.code, r.service_tier, r.prompt_tokens,
+    r.completion_tokens, r.cached_tokens, r.cache_write_tokens, r.reasoning_tokens, r.audio_tokens,
+    r.output_audio_tokens, r.image_tokens, r.output_image_tokens, r.estimated, r.interrupted, r.cost_nano_usd, r.ttft_ms,
+    r.duration_ms, r.overhead_us, r.finish_reason, r.user_agent, r.client_request_id, r.provider_request_id";
+/// The names of users and keys.
+pub(super) const NAMES: &str = " LEFT JOIN users u ON u.id = r.user_id LEFT JOIN api_keys k ON k.id = r.key_id";
+/// The columns with the order of booking.
+pub(super) const BOOKED_SQLITE: &str = "r.rowid";
+pub(super) const BOOKED_POSTGRES: &str = "r.booked_by";
+
+/// The beginning of a query for rows in the order of booking.
+fn select(booked: &str) -> String {
+    format!("SELECT {COLUMNS}, {booked} AS booked FROM request_log r{NAMES} WHERE 1 = 1")
 }
 
 /// Adds the conditions of a filter, but for its places. Only those that are asked for, so that the database sees which index
@@ -152,18 +152,7 @@ where
     i32: Encode<'f, DB> + Type<DB>,
     &'f str: Encode<'f, DB> + Type<DB>,
 {
-    if let Some(since) = filter.since {
-        query.push(" AND r.started_at >= ").push_bind(since);
-    }
-    if let Some(until) = filter.until {
-        query.push(" AND r.started_at < ").push_bind(until);
-    }
-    if let Some(user) = filter.user {
-        query.push(" AND r.user_id = ").push_bind(user.0);
-    }
-    if let Some(key) = filter.key {
-        query.push(" AND r.key_id = ").push_bind(key.0);
-    }
+    push_conditions(query, filter);
     let texts = [("model", &filter.model), ("upstream", &filter.upstream), ("code", &filter.code)];
     for (column, text) in texts {
         match text.as_deref() {
@@ -178,33 +167,6 @@ where
 }
 
 impl Store {
-    /// The rows that `filter` asks for, newest first.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn audit(&self, filter: &AuditFilter) -> Result<Vec<AuditRow>, StoreError> {
-        macro_rules! page {
-            ($pool:expr, $select:expr, $booked:literal) => {{
-                let mut query = QueryBuilder::new($select);
-                narrow(&mut query, filter);
-                if let Some(bookmark) = &filter.booked_until {
-                    query.push(concat!(" AND COALESCE(", $booked, ", 0) <= ")).push_bind(bookmark.booked);
-                }
-                if let Some((time, id)) = &filter.before {
-                    query.push(" AND r.started_at <= ").push_bind(time);
-                    query.push(" AND (r.started_at < ").push_bind(time);
-                    query.push(" OR CAST(r.request_id AS TEXT) < ").push_bind(id).push(")");
-                }
-                query.push(" ORDER BY r.started_at DESC, r.request_id DESC LIMIT ").push_bind(i64::from(filter.limit));
-                query.build_query_as().fetch_all($pool).await?
-            }};
-        }
-        Ok(match &self.pool {
-            Pool::Sqlite(pool) => page!(pool, select!("r.rowid"), "r.rowid"),
-            Pool::Postgres(pool) => page!(pool, select!("r.booked_by"), "r.booked_by"),
-        })
-    }
-
     /// How far the log has grown.
     ///
     /// # Errors
@@ -228,14 +190,14 @@ impl Store {
     pub async fn booked_after(&self, filter: &AuditFilter, after: &Bookmark) -> Result<Vec<AuditRow>, StoreError> {
         Ok(match &self.pool {
             Pool::Sqlite(pool) => {
-                let mut query = QueryBuilder::new(select!("r.rowid"));
+                let mut query = QueryBuilder::new(select(BOOKED_SQLITE));
                 narrow(&mut query, filter);
                 query.push(" AND r.rowid > ").push_bind(after.booked);
                 query.push(" ORDER BY r.rowid LIMIT ").push_bind(i64::from(filter.limit));
                 query.build_query_as().fetch_all(pool).await?
             }
             Pool::Postgres(pool) => {
-                let mut query = QueryBuilder::new(select!("r.booked_by"));
+                let mut query = QueryBuilder::new(select(BOOKED_POSTGRES));
                 narrow(&mut query, filter);
                 query.push(" AND r.booked_by < txid_snapshot_xmin(txid_current_snapshot())");
                 match &after.row {

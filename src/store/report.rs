@@ -116,6 +116,10 @@ impl UsageSum {
     }
 }
 
+/// Bounds where none are asked for: a condition that is always there is answered from the key, whose first column is the date.
+const FIRST_DAY: NaiveDate = NaiveDate::from_ymd_opt(1, 1, 1).unwrap();
+const LAST_DAY: NaiveDate = NaiveDate::from_ymd_opt(9999, 12, 31).unwrap();
+
 const SUMS: [&str; 6] =
     ["requests", "prompt_tokens", "completion_tokens", "total_tokens", "cached_tokens", "cost_nano_usd"];
 
@@ -164,7 +168,7 @@ impl UsageQuery {
         let order = order.chain(["1"]).collect::<Vec<_>>().join(", ");
         format!(
             "SELECT {} FROM {table} s LEFT JOIN users u ON u.id = s.user_id LEFT JOIN api_keys k ON k.id = s.key_id
-             WHERE ($1 IS NULL OR s.{date} >= $1) AND ($2 IS NULL OR s.{date} < $2) AND ($3 IS NULL OR s.user_id = $3)
+             WHERE s.{date} >= $1 AND s.{date} < $2 AND ($3 IS NULL OR s.user_id = $3)
                  AND ($4 IS NULL OR s.key_id = $4) AND ($5 IS NULL OR s.model = $5) AND ($6 IS NULL OR s.upstream = $6)
              GROUP BY {groups} ORDER BY {order}",
             columns.join(", ")
@@ -184,8 +188,8 @@ impl Store {
         // Safe: put together from the constants above.
         let sql = AssertSqlSafe(query.sql(sum));
         on_pool!(self, pool => sqlx::query_as(sql)
-            .bind(query.since)
-            .bind(query.until)
+            .bind(query.since.unwrap_or(FIRST_DAY))
+            .bind(query.until.unwrap_or(LAST_DAY))
             .bind(query.user.map(|user| user.0))
             .bind(query.key.map(|key| key.0))
             .bind(query.model.as_deref())

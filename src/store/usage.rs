@@ -19,8 +19,13 @@ use super::{
     usage_postgres, usage_sqlite,
 };
 
-/// Longest text of a record, in characters. An index entry of PostgreSQL must stay below 2704 bytes.
+/// Longest text of a record, and longest name or code, in characters. An index entry of PostgreSQL must stay below 2704 bytes,
+/// and a class has one of the former and two of the latter.
 const MAX_TEXT: usize = 256;
+const MAX_WORD: usize = 64;
+
+/// What no text may have in it: PostgreSQL has no place for NUL, and the unit separator stands between the texts of a class.
+const UNSTORABLE: [char; 2] = ['\0', '\u{1f}'];
 
 /// Columns of `request_log`, in the order in which both writers bind them.
 macro_rules! log_columns {
@@ -118,11 +123,11 @@ impl<'r> From<&'r UsageRecord<'_>> for LogRow<'r> {
             route: storable(&record.route),
             model: storable(&record.model),
             upstream_model: record.upstream_model.as_deref().map(storable),
-            upstream: record.upstream.as_deref().map(storable),
+            upstream: record.upstream.as_deref().map(storable_word),
             attempts: storable_json(&record.attempts),
             status: i32::from(record.status),
             stream: record.stream,
-            code: record.code.as_deref().map(storable),
+            code: record.code.as_deref().map(storable_word),
             prompt_tokens: big(usage.prompt_tokens),
             completion_tokens: big(usage.completion_tokens),
             total_tokens: big(usage.total_tokens()),
@@ -156,10 +161,18 @@ fn storable_json(json: &str) -> Cow<'_, str> {
 }
 
 fn storable(text: &str) -> Cow<'_, str> {
-    if text.len() <= MAX_TEXT && !text.contains('\0') {
+    cut(text, MAX_TEXT)
+}
+
+fn storable_word(text: &str) -> Cow<'_, str> {
+    cut(text, MAX_WORD)
+}
+
+fn cut(text: &str, most: usize) -> Cow<'_, str> {
+    if text.len() <= most && !text.contains(UNSTORABLE) {
         return Cow::Borrowed(text);
     }
-    text.chars().take(MAX_TEXT).map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+    text.chars().take(most).map(|c| if UNSTORABLE.contains(&c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// What one row of the sums is about. Their order is that in which rows are locked, the same for every writer.

@@ -9,6 +9,7 @@
 
 use std::{collections::HashSet, sync::LazyLock};
 
+use chrono::SecondsFormat;
 use sqlx::{Sqlite, SqlitePool, Transaction, query::Query, sqlite::SqliteArguments};
 use uuid::{Uuid, fmt::Hyphenated};
 
@@ -21,6 +22,9 @@ use super::{
 const COLUMNS: usize = 34;
 /// Sizes of groups, largest first. SQLite takes 32,766 parameters.
 const GROUPS: [usize; 3] = [64, 8, 1];
+
+const KNOWN: &str = "SELECT r.request_id FROM json_each($1) k CROSS JOIN request_log r
+    ON r.started_at = k.value ->> 0 AND r.request_id = k.value ->> 1";
 
 static INSERTS: LazyLock<[String; 3]> = LazyLock::new(|| GROUPS.map(insert_statement));
 
@@ -53,14 +57,14 @@ pub(super) async fn write(
     Ok(is_new)
 }
 
-/// The ids of `rows` that are there.
+/// The ids of `rows` that are there. They are looked for with their times, as the primary key has them: without, every row of
+/// the log would be looked at.
 async fn known(tx: &mut Transaction<'_, Sqlite>, rows: &[LogRow<'_>]) -> Result<HashSet<Uuid>, StoreError> {
-    let ids: Vec<String> = rows.iter().map(|row| row.request_id.hyphenated().to_string()).collect();
+    // As the driver writes a time.
+    let time = |row: &LogRow<'_>| row.started_at.to_rfc3339_opts(SecondsFormat::AutoSi, false);
+    let keys: Vec<[String; 2]> = rows.iter().map(|row| [time(row), row.request_id.hyphenated().to_string()]).collect();
     let known: Vec<Hyphenated> =
-        sqlx::query_scalar("SELECT request_id FROM request_log WHERE request_id IN (SELECT value FROM json_each($1))")
-            .bind(serde_json::to_string(&ids).unwrap_or_default())
-            .fetch_all(&mut **tx)
-            .await?;
+        sqlx::query_scalar(KNOWN).bind(serde_json::to_string(&keys).unwrap_or_default()).fetch_all(&mut **tx).await?;
     Ok(known.into_iter().map(Uuid::from).collect())
 }
 
@@ -168,4 +172,22 @@ async fn add_addresses(tx: &mut Transaction<'_, Sqlite>, sums: &AddressSums) -> 
             .await?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Row};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn known_rows_are_found_by_the_primary_key() {
+        let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
+        sqlx::migrate!("migrations/sqlite").run(&pool).await.unwrap();
+        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {KNOWN}"));
+        let plan = sqlx::query(explain).bind("[]").fetch_all(&pool).await.unwrap();
+        let plan: Vec<String> = plan.iter().map(|row| row.get(3)).collect();
+        assert!(plan[0].starts_with("SCAN k VIRTUAL TABLE"), "{plan:?}");
+        assert!(plan[1].starts_with("SEARCH r USING COVERING INDEX sqlite_autoindex_request_log_1"), "{plan:?}");
+    }
 }

@@ -149,9 +149,21 @@ t.toml:19: models."gpt-4o".input_usd_per_mtok: must be a number without quotes, 
 }
 
 #[test]
+fn rows_are_kept_for_so_many_days() {
+    let audit = |text: &str| parse(None, text, &|_| None).unwrap().audit;
+    let days = |text: &str| (audit(text).retention_days, audit(text).content_retention_days);
+    assert_eq!(days(""), (90, 30));
+    assert_eq!(days("[audit]\nretention_days = 0\ncontent_retention_days = 7"), (0, 7));
+    let text = "[audit]\nretention_days = 36501\ncontent_retention_days = -1\n";
+    let problems = problems(text);
+    assert!(problems.contains("t.toml:2: audit.retention_days: 36501 is not between 0 and 36500"), "{problems}");
+    assert!(problems.contains("t.toml:3: audit.content_retention_days: -1 is not between 0 and 36500"), "{problems}");
+}
+
+#[test]
 fn unknown_settings_are_errors() {
     assert_eq!(problems("[server]\nport = 1\n").lines().count(), 1);
-    assert!(problems("[audit]\ncontent = ''\n").contains("t.toml:1: audit: unknown setting"));
+    assert!(problems("[dashboard]\ntitle = ''\n").contains("t.toml:1: dashboard: unknown setting"));
     assert!(problems("[limits]\nrpm = 1\n").contains("t.toml:2: limits.rpm: unknown setting here; `rpm` belongs in ["));
     assert!(
         problems("[limits.models.m]\ntmp = 1\n")

@@ -21,24 +21,24 @@ use uuid::Uuid;
 use crate::support::{gateway::PATIENCE, postgres};
 
 /// A database that goes with the test.
-struct Database {
-    url: String,
+pub(crate) struct Database {
+    pub(crate) url: String,
     _directory: Option<tempfile::TempDir>,
 }
 
 impl Database {
-    fn sqlite() -> Self {
+    pub(crate) fn sqlite() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let url = format!("sqlite://{}/made/tollgate.db", directory.path().display());
         Self { url, _directory: Some(directory) }
     }
 
-    fn postgres() -> Self {
+    pub(crate) fn postgres() -> Self {
         Self { url: postgres::database(), _directory: None }
     }
 
     /// Another handle, as another process would have it.
-    async fn store(&self) -> Store {
+    pub(crate) async fn store(&self) -> Store {
         let store = Store::open(&self.url).await.unwrap();
         store.migrate().await.unwrap();
         store
@@ -47,10 +47,15 @@ impl Database {
 
 macro_rules! on_both_databases {
     ($($name:ident,)+) => {
-        mod sqlite { $(#[tokio::test] async fn $name() { super::$name(super::Database::sqlite()).await; })+ }
-        mod postgresql { $(#[tokio::test] async fn $name() { super::$name(super::Database::postgres()).await; })+ }
+        mod sqlite {
+            $(#[tokio::test] async fn $name() { super::$name(crate::store::Database::sqlite()).await; })+
+        }
+        mod postgresql {
+            $(#[tokio::test] async fn $name() { super::$name(crate::store::Database::postgres()).await; })+
+        }
     };
 }
+pub(crate) use on_both_databases;
 
 on_both_databases! {
     migrating_twice_and_at_once_is_harmless,
@@ -611,7 +616,27 @@ async fn no_record_can_block_a_batch(database: Database) {
     bad.usage.prompt_tokens = u64::MAX;
     bad.cost_nano_usd = u64::MAX;
     (bad.duration_ms, bad.overhead_us, bad.ttft_ms) = (u32::MAX, u32::MAX, Some(u32::MAX));
-    assert_eq!(write(&store, &[bad, record(2, "2026-11-23T10:00:00Z")]).await, 2);
+    // Nothing that can be compressed: index entries have a largest size.
+    let noise = |seed: u32| -> String {
+        let next = |x: &mut u32| {
+            *x = x.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            char::from_u32(0x1_0000 + (*x >> 13))
+        };
+        std::iter::repeat_with({
+            let mut x = seed;
+            move || next(&mut x)
+        })
+        .flatten()
+        .take(1_000)
+        .collect()
+    };
+    let long = UsageRecord {
+        model: noise(1).into(),
+        upstream: Some(noise(2).into()),
+        code: Some(noise(3).into()),
+        ..record(3, "2026-11-23T09:00:00Z")
+    };
+    assert_eq!(write(&store, &[bad, record(2, "2026-11-23T10:00:00Z"), long]).await, 3);
     let log = store.audit(&AuditFilter { limit: 9, ..AuditFilter::default() }).await.unwrap();
     let bad = &log[1];
     assert_eq!((bad.prompt_tokens, bad.cost_nano_usd, bad.duration_ms), (i64::MAX, i64::MAX, i32::MAX));

@@ -5,6 +5,7 @@ pub(crate) mod client;
 pub(crate) mod cutter;
 pub(crate) mod fleet;
 pub(crate) mod gateway;
+pub(crate) mod many;
 pub(crate) mod mortal;
 pub(crate) mod openai;
 pub(crate) mod postgres;

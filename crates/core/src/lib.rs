@@ -19,6 +19,8 @@ pub mod limit;
 pub mod openai;
 pub mod pool;
 pub mod price;
+pub mod readiness;
+pub mod retention;
 pub mod retry;
 pub mod route;
 pub mod secret;

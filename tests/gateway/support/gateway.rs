@@ -95,6 +95,12 @@ impl Builder {
         self
     }
 
+    /// Leaves its database as it is, without a key.
+    pub fn without_key(mut self) -> Self {
+        self.shared_key = Some(String::new());
+        self
+    }
+
     /// What the first key may do.
     pub fn key(mut self, key: KeySpec) -> Self {
         self.key = key;
@@ -296,6 +302,11 @@ impl Gateway {
             assert!(std::time::Instant::now() < until, "only {} of {count} rows", rows.len());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Asks it to stop. Asked a second time, it does not wait for what is under way.
+    pub fn ask_to_stop(&self) {
+        self.stop.notify_one();
     }
 
     /// Asks it to stop and waits until it has.
