@@ -37,6 +37,7 @@ use crate::{
         probe::Probes,
         refresh::{Fixed, Refresh},
         retention::Retention,
+        together::Together,
         token_counter::TokenCounter,
         usage_writer::{Calm, Hurried, UsageWriter},
     },
@@ -92,11 +93,13 @@ impl Assembly {
         server.bootstrap();
         let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain.clone())?;
         server.add_service(data_plane);
-        server.add_service(background_service("refresh", refresh));
+        let jobs = Together::default()
+            .with(refresh)
+            .with(Probes::new(Arc::clone(&shared)))
+            .with(jobs::notices::Notices::new(Arc::clone(&shared)))
+            .with(Models::new(Arc::clone(&shared)));
+        server.add_service(background_service("jobs", jobs));
         server.add_service(background_service("limits", limits));
-        server.add_service(background_service("probes", Probes::new(Arc::clone(&shared))));
-        server.add_service(background_service("notices", jobs::notices::Notices::new(Arc::clone(&shared))));
-        server.add_service(background_service("models", Models::new(Arc::clone(&shared))));
         server.add_service(background_service("journal", JournalKeeper::new(Arc::clone(&shared))));
         server.add_service(background_service("token counter", TokenCounter::new(Arc::clone(&shared))));
         let retention = Retention::new(Arc::clone(&shared), config.store.url.clone(), kept(&config.audit));

@@ -37,19 +37,22 @@ static REMAINING: [HeaderName; 2] = [
     HeaderName::from_static("x-ratelimit-remaining-requests"),
     HeaderName::from_static("x-ratelimit-remaining-tokens"),
 ];
+/// What a provider calls the request.
+static REQUEST_IDS: [HeaderName; 2] =
+    [HeaderName::from_static("x-request-id"), HeaderName::from_static("apim-request-id")];
 /// How much of an upstream's error is held back to be cleaned.
 const ERROR_BODY: usize = 4096;
 
-/// Takes note of the answer; ends the attempt if the head alone shows that it is no answer. `asked`: the client's headers.
+/// Takes note of the answer; ends the attempt if the head alone shows that it is no answer.
 ///
 /// # Errors
 /// [`NOT_PASSED`](super::attempt::NOT_PASSED), to be retried if another upstream may do better.
-pub fn classify(shared: &Shared, asked: &HeaderMap, answer: &ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+pub fn classify(shared: &Shared, answer: &ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     if answer.status.is_informational() {
         return Ok(());
     }
     let (status, headers) = (answer.status.as_u16(), &answer.headers);
-    let id = ["x-request-id", "apim-request-id"].iter().find_map(|name| headers.get(*name));
+    let id = REQUEST_IDS.iter().find_map(|name| headers.get(name));
     // It is written down, so it must not be what only the provider and we know.
     let is_credential = |id: &str| ctx.attempt.as_ref().is_some_and(|a| id.contains(a.upstream.credential.expose()));
     let id = id.and_then(|id| id.to_str().ok()).filter(|id| !is_credential(id));
@@ -80,7 +83,7 @@ pub fn classify(shared: &Shared, asked: &HeaderMap, answer: &ResponseHeader, ctx
             return Err(judge::give_up(shared, ctx));
         }
         Class::ClientFault if !has_body => {
-            judge::end(shared, asked, ctx);
+            judge::end(shared, ctx);
             None
         }
         Class::ClientFault | Class::Trouble => None,
@@ -154,6 +157,6 @@ fn meter_for(answer: &ResponseHeader, ctx: &RequestCtx) -> Meter {
         Class::Good | Class::Unexpected if is_stream() => {
             Meter::Stream(Box::new(StreamMeter::new(ask.dialect, current.asked_usage)))
         }
-        Class::Good | Class::Unexpected => Meter::Json(Box::new(JsonMeter::new(ask.dialect))),
+        Class::Good | Class::Unexpected => Meter::Json(Box::new(JsonMeter::new(ask.dialect, !ctx.ends_by_close))),
     }
 }

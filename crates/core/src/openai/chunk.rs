@@ -25,8 +25,6 @@ struct Finders {
     error: Finder<'static>,
     delta: Finder<'static>,
     text: Finder<'static>,
-    model: Finder<'static>,
-    service_tier: Finder<'static>,
 }
 
 static FINDERS: LazyLock<Finders> = LazyLock::new(|| Finders {
@@ -36,8 +34,6 @@ static FINDERS: LazyLock<Finders> = LazyLock::new(|| Finders {
     error: Finder::new("\"error\""),
     delta: Finder::new("\"delta\""),
     text: Finder::new("\"text\""),
-    model: Finder::new("\"model\""),
-    service_tier: Finder::new("\"service_tier\""),
 });
 
 /// How many chunks are looked at for who answers: Azure's first one leaves it open.
@@ -123,8 +119,11 @@ impl Facts {
 
     /// The first chunks tell, for a client that hangs up, and the one with the usage has the last word.
     fn read_served(&mut self, data: &[u8]) {
-        let value = |name| scan::top_level(data, name).and_then(|member| std::str::from_utf8(&data[member.value]).ok());
-        self.served.note(value(&FINDERS.model), value(&FINDERS.service_tier));
+        let value = |name: &str| {
+            let member = scan::early(data, name.as_bytes())?;
+            std::str::from_utf8(&data[member.value]).ok()
+        };
+        self.served.note(value("\"model\""), value("\"service_tier\""));
         self.looks = if self.served.model.is_some() { 0 } else { self.looks.saturating_sub(1) };
     }
 

@@ -19,6 +19,9 @@ use memchr::{memchr2, memmem::Finder};
 /// Hits that are looked at before giving up. An honest document has one or two; the bound keeps a hostile one linear.
 pub(super) const MAX_HITS: usize = 16;
 
+/// Members that [`early`] looks at.
+const EARLY: usize = 32;
+
 /// A member of an object.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Member {
@@ -34,6 +37,25 @@ pub(super) fn top_level(json: &[u8], name: &Finder<'_>) -> Option<Member> {
         .take(MAX_HITS)
         .filter_map(|hit| member_at(json, hit, name.needle().len()))
         .find(|member| closes_the_document(json, member.value.end, 1))
+}
+
+/// The member of the outermost object with this quoted name, if it is among the first: found without looking at what is behind.
+pub(super) fn early(json: &[u8], name: &[u8]) -> Option<Member> {
+    let mut at = skip_space(json, 0);
+    let mut opens = b'{';
+    for _ in 0..EARLY {
+        if json.get(at) != Some(&opens) {
+            return None;
+        }
+        let start = skip_space(json, at + 1);
+        let name_end = string_end(json, start).filter(|_| json[start] == b'"')?;
+        let member = member_at(json, start, name_end - start)?;
+        if &json[start..name_end] == name {
+            return Some(member);
+        }
+        (at, opens) = (skip_space(json, member.value.end), b',');
+    }
+    None
 }
 
 /// The member whose quoted name of `name_len` bytes was found at `hit`, at any depth; `None`: it is not a key.
@@ -174,6 +196,30 @@ mod tests {
         for (json, expected) in cases {
             assert_eq!(usage_in(json), expected, "{json}");
         }
+    }
+
+    #[test]
+    fn what_stands_early_is_found_without_the_end() {
+        let cases = [
+            (r#"{"model":"m""#, Some("\"m\"")),
+            (r#" { "a" : [1,{"model":2}] , "b":"}\"model\":3" , "model" : "m" , "z":"#, Some("\"m\"")),
+            (r#"{"a":{"model":1}}"#, None),
+            (r#"{"a":"model","b":1}"#, None),
+            (r#"["model",1]"#, None),
+            (r#"{"a":1 "model":2}"#, None),
+            (r#"{"a":1,model:2}"#, None),
+            (r#"{"model""#, None),
+            (r#"{"a":"#, None),
+            (r#"{"a"#, None),
+            ("{", None),
+            ("", None),
+        ];
+        for (json, expected) in cases {
+            let found = early(json.as_bytes(), b"\"model\"").map(|member| &json[member.value]);
+            assert_eq!(found, expected, "{json}");
+        }
+        let late = format!("{{{}\"model\":1}}", "\"a\":0,".repeat(EARLY));
+        assert!(early(late.as_bytes(), b"\"model\"").is_none(), "it gives up");
     }
 
     #[test]

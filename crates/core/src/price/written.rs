@@ -40,6 +40,8 @@ pub fn show_usd_per_mtok(pico: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -65,6 +67,20 @@ mod tests {
         }
         for bad in ["", ".", "5.", ".5", "0.0000001", "1e-3", "1,5", "$5", "+1", "five"] {
             assert!(parse_usd_per_mtok(bad).is_err_and(|text| text.contains("such as 0.075")), "{bad}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_parses_to_the_same(pico in 0..=MOST_USD * PICO) {
+            prop_assert_eq!(parse_usd_per_mtok(&show_usd_per_mtok(pico)), Ok(pico));
+        }
+
+        #[test]
+        fn nothing_crashes(text in ".{0,20}|[0-9.+e-]{0,30}") {
+            if let Ok(pico) = parse_usd_per_mtok(&text) {
+                prop_assert!(pico <= MOST_USD * PICO);
+            }
         }
     }
 }
