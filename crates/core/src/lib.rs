@@ -8,6 +8,7 @@
 pub mod allowance;
 pub mod azure;
 pub mod breaker;
+pub mod content;
 pub mod denial;
 pub mod exposition;
 pub mod glob;
@@ -19,6 +20,7 @@ pub mod limit;
 pub mod openai;
 pub mod pool;
 pub mod price;
+pub mod redact;
 pub mod retry;
 pub mod route;
 pub mod secret;
