@@ -6,7 +6,8 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use tollgate_core::{key::IpNet, limit::ModelLimits};
+use tollgate_core::{content::ContentMode, key::IpNet, limit::ModelLimits};
+use uuid::Uuid;
 
 use crate::{mock::MockArgs, store::GroupBy};
 
@@ -90,6 +91,9 @@ pub enum UserVerb {
         /// What is set.
         #[command(flatten)]
         limits: LimitSettings,
+        /// What is kept of the content of their requests.
+        #[command(flatten)]
+        content: ContentSetting,
     },
     /// List all users
     List,
@@ -106,6 +110,9 @@ pub enum UserVerb {
         /// What is set.
         #[command(flatten)]
         limits: LimitSettings,
+        /// What is kept of the content of their requests.
+        #[command(flatten)]
+        content: ContentSetting,
     },
     /// Refuse all keys of a user
     Disable(UserRef),
@@ -139,6 +146,15 @@ pub struct LimitSettings {
     /// Dollars per calendar month (UTC), such as 12.50; 0: no quota; default: as the config says
     #[arg(long, value_name = "USD", value_parser = value::nano_usd)]
     pub monthly_usd: Option<Setting<u64>>,
+}
+
+/// What is kept of the content of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, ClapArgs)]
+pub struct ContentSetting {
+    /// What is kept of what is asked and answered: none, hash (of the prompt), redacted, full; default: as the user says, else the
+    /// config. What a key says goes before what its user says
+    #[arg(long, value_name = "MODE", value_parser = value::content)]
+    pub audit_content: Option<Setting<ContentMode>>,
 }
 
 /// `tollgate key`
@@ -210,6 +226,9 @@ pub struct KeySettings {
     /// was set; none: removes all
     #[arg(long, value_name = "MODEL=LIMIT:N,...")]
     pub model_limits: Option<Vec<Setting<ModelLimits>>>,
+    /// What is kept of the content of its requests.
+    #[command(flatten)]
+    pub content: ContentSetting,
 }
 
 /// `tollgate usage`
@@ -253,7 +272,11 @@ impl From<UsageBy> for GroupBy {
 
 /// `tollgate audit`
 #[derive(Clone, Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct AuditArgs {
+    /// What else there is to see.
+    #[command(subcommand)]
+    pub verb: Option<AuditVerb>,
     /// From then on: a time, a date, or so long ago, such as 1h
     #[arg(long, value_name = "WHEN")]
     pub since: Option<Moment>,
@@ -280,12 +303,23 @@ pub struct AuditArgs {
     pub follow: bool,
 }
 
+/// `tollgate audit ...`
+#[derive(Clone, Debug, Subcommand)]
+pub enum AuditVerb {
+    /// Show one request, with what is kept of its content; whoever looks at content is noted in the log of changes
+    Show {
+        /// Its id, as `tollgate audit` lists it and x-request-id tells it
+        #[arg(value_name = "REQUEST_ID")]
+        request: Uuid,
+    },
+}
+
 /// `tollgate secret`
 #[derive(Debug, Subcommand)]
 pub enum SecretVerb {
     /// Print a new Fernet key
     Generate,
-    /// Encrypt every credential in the database anew, with the first Fernet key; it may be broken off and repeated
+    /// Encrypt every credential, and all content of requests, in the database anew, with the first Fernet key; it may be broken off and repeated
     Rotate,
     /// Read a secret from standard input and print it encrypted, to be used in the config file
     Encrypt,
@@ -357,6 +391,11 @@ mod tests {
             "usage --by day --since 2026-11-01 --until 2026-11-30",
             "audit --since 1h --user alice --key ci --model gpt-4o --status 429 --limit 5",
             "audit --follow",
+            "audit show 01a2064e-f64e-721c-b060-d10f884060a7 --json",
+            "user create --name a --audit-content none",
+            "user update a --audit-content default",
+            "key create --user a --audit-content hash",
+            "key update ci --audit-content full",
             "secret generate",
             "secret rotate --json",
             "secret encrypt",
@@ -378,6 +417,7 @@ mod tests {
             ("upstream update a --probe-interval 200ms", "is less than 1s: a provider takes that for an attack"),
             ("upstream update a --rpm unlimited", "is not a whole number per minute; 0: not known"),
             ("upstream drain a --timeout 2d", "2d is not between 1s and 1d"),
+            ("user update a --audit-content off", "write none, hash, redacted or full, or default"),
         ] {
             let error = Args::try_parse_from(["tollgate"].into_iter().chain(line.split(' '))).expect_err(line);
             assert!(error.to_string().contains(says), "{line}: {error}");
@@ -420,6 +460,10 @@ mod tests {
             ("upstream drain a --timeout 0s", ErrorKind::ValueValidation),
             ("usage --by week", ErrorKind::InvalidValue),
             ("audit --limit 0", ErrorKind::ValueValidation),
+            ("audit show", ErrorKind::MissingRequiredArgument),
+            ("audit show nothing", ErrorKind::ValueValidation),
+            ("user create --name a --audit-content some", ErrorKind::ValueValidation),
+            ("key update a --audit-content never", ErrorKind::ValueValidation),
             ("audit --follow --until 2026-01-01", ErrorKind::ArgumentConflict),
             ("frobnicate", ErrorKind::InvalidSubcommand),
         ];

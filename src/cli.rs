@@ -16,12 +16,13 @@ use tollgate_core::{
 };
 
 use crate::{
-    args::{CREDENTIAL_VARIABLE, Verb},
+    args::{AuditArgs, AuditVerb, CREDENTIAL_VARIABLE, Verb},
     secrets::FernetKeys,
     store::Store,
 };
 
 mod audit;
+mod audit_show;
 mod init;
 mod key;
 mod output;
@@ -104,6 +105,9 @@ pub async fn run(verb: Verb, ctx: CliContext<'_>) -> anyhow::Result<()> {
             upstream::run(verb, ctx, secret, &mut out).await
         }
         Verb::Usage(args) => usage::run(&args, &store, &mut out).await,
+        Verb::Audit(AuditArgs { verb: Some(AuditVerb::Show { request }), .. }) => {
+            audit_show::run(request, &store, &fernet, &actor, &mut out).await
+        }
         Verb::Audit(args) => audit::run(args, &store, &mut out).await,
         Verb::Secret(verb) => {
             let ctx = secret::Context { store: &store, fernet: &fernet, in_file: encrypted_in_file, actor: &actor };

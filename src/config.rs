@@ -8,6 +8,7 @@
 //! it again is all that a reload needs. Relative paths are relative to the working directory. The defaults are in the code,
 //! once; `conf/tollgate.toml` repeats them for people, and a test holds the two together.
 
+mod audit;
 mod check;
 mod expand;
 mod files;
@@ -34,6 +35,7 @@ use std::{
 use rustls::sign::CertifiedKey;
 use tollgate_core::{
     breaker,
+    content::ContentMode,
     key::IpNet,
     limit::policy::Policy,
     pool::Strategy,
@@ -77,6 +79,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// `[usage]`
     pub usage: Usage,
+    /// `[audit]`
+    pub audit: Audit,
     /// `[secrets]`
     pub secrets: Secrets,
     /// `[log]`
@@ -226,7 +230,22 @@ pub struct Usage {
     pub batch: usize,
 }
 
-/// Keys that encrypt upstreams' credentials.
+/// What is kept of requests, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit {
+    /// What is kept of their content where neither key nor user says otherwise.
+    pub content: ContentMode,
+    /// For how many days content is kept; 0: for ever.
+    pub content_retention_days: u32,
+    /// How much is kept of a request, and of its answer, in bytes.
+    pub max_content_bytes: usize,
+    /// How much content may be in memory at once, in bytes.
+    pub buffer_bytes: usize,
+    /// Regular expressions whose matches are taken out of redacted content, checked.
+    pub redact: Vec<String>,
+}
+
+/// Keys that encrypt upstreams' credentials, and content.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Secrets {
     /// Fernet keys, checked; the first encrypts. Empty: the file is not there yet and must be made.

@@ -24,6 +24,7 @@ use tollgate_core::{
 };
 
 use crate::{
+    content::Contents,
     journal::Journal,
     limiter::{Limiter, gate::Gate},
     metrics::Metrics,
@@ -65,6 +66,8 @@ pub struct Shared {
     pub keys: KeyDirectory,
     /// Where usage is handed over.
     pub journal: Journal,
+    /// Where content is handed over, of requests whose content is kept.
+    pub contents: Contents,
     /// Who turns an address away that asks too much.
     pub gate: Gate,
     /// What holds everybody to their limits.

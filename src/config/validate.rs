@@ -18,7 +18,7 @@ use crate::{
 };
 
 use super::{
-    Config, FERNET_KEYS_VARIABLE, Log, Secrets, Store, StoreKind, Usage,
+    Config, FERNET_KEYS_VARIABLE, Log, Secrets, Store, StoreKind, Usage, audit,
     expand::Env,
     files, limits, pool,
     raw::{Findings, Reader},
@@ -56,6 +56,7 @@ fn sections(reader: &Reader<'_>, root: &mut Table<'_>, file: Option<&Path>) -> C
         limiter: limits::limiter(&mut root.section("limiter")),
         limits: limits::limits(&mut root.section("limits"), &models),
         usage: usage(&mut root.section("usage")),
+        audit: audit::audit(&mut root.section("audit")),
         secrets,
         log: log(&mut root.section("log")),
         retry: pool::retry(&mut root.section("retry")),

@@ -75,6 +75,9 @@ pub fn filter(
             }
         }
     }
+    if let (Some(_), Some(piece)) = (&ctx.content, &body) {
+        ctx.keep_content(piece);
+    }
     if is_over {
         end(shared, &session.req_header().headers, ctx);
         if let (false, Some(handle)) = (is_end, &ctx.downstream) {

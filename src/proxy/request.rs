@@ -27,6 +27,7 @@ use super::{
     reply, route,
 };
 use crate::{
+    content::Asked,
     limiter::{self, Admission, Refused},
     shared::{KeyDirectory, Shared},
 };
@@ -81,6 +82,7 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
             let need = admit(shared, ctx, &key, &ask).await.map_err(Failure::Denied)?;
             begin_record(shared, ctx, &key, &ask, need).map_err(Failure::Denied)?;
             ask.tokens = need.amount.tokens;
+            ctx.content = shared.contents.begin(&key, || asked(ctx, &ask));
             ctx.ask = Some(ask);
             shared.retry_budget.deposit(shared.now_ms());
             // Here and not in Pingora's own phase: that one's connection ends if there is no upstream.
@@ -174,6 +176,11 @@ fn begin_record(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask
         return Err(Denial::JournalFull);
     }
     Ok(())
+}
+
+/// What of the request is kept, where content is.
+fn asked(ctx: &RequestCtx, ask: &Ask) -> Asked {
+    Asked { request_id: ctx.request_id, started_at: ctx.arrived_at, dialect: ask.dialect, body: ask.body.clone() }
 }
 
 fn model_object(name: &str) -> serde_json::Value {

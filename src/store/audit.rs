@@ -7,6 +7,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use sqlx::QueryBuilder;
 use tollgate_core::id::{KeyId, UserId};
+use uuid::Uuid;
 
 use super::{Store, StoreError, on_pool};
 
@@ -28,6 +29,8 @@ pub struct AuditFilter {
     pub model: Option<String>,
     /// Status the client got.
     pub status: Option<u16>,
+    /// This one request; its time must be within the others.
+    pub request: Option<Uuid>,
     /// Only rows after this place.
     pub before: Option<Cursor>,
     /// At most so many rows.
@@ -121,6 +124,9 @@ impl Store {
             }
             if let Some(status) = filter.status {
                 query.push(" AND r.status = ").push_bind(i32::from(status));
+            }
+            if let Some(request) = filter.request {
+                query.push(" AND CAST(r.request_id AS TEXT) = ").push_bind(request.hyphenated().to_string());
             }
             if let Some((time, id)) = &filter.before {
                 query.push(" AND r.started_at <= ").push_bind(time);

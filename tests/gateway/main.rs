@@ -8,6 +8,7 @@ mod bodies;
 mod chaos;
 mod cli;
 mod config;
+mod content;
 mod crash;
 mod fleet;
 mod journal;
