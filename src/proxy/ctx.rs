@@ -269,6 +269,16 @@ impl RequestCtx {
         }
     }
 
+    /// The client gets this answer, and nothing of what was seen of another, if content is to be kept.
+    pub fn replace_content(&mut self, body: &[u8]) {
+        if let Some(content) = &mut self.content {
+            content.forget_answer();
+            if !content.see(body, false) {
+                self.content = None;
+            }
+        }
+    }
+
     /// Corrects the reservation to what the answer consumed. Called before the last bytes go to the client: its next
     /// request must find free what this one gave back. `answered`: did the model work for it?
     pub fn settle(&mut self, answered: bool) {

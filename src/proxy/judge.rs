@@ -82,7 +82,7 @@ pub fn give_up(shared: &Shared, ctx: &mut RequestCtx) -> Box<Error> {
 pub fn replace(shared: &Shared, headers: &HeaderMap, ctx: &mut RequestCtx) -> Result<()> {
     let denial = ctx.no_upstream(shared);
     let answer = last_answer(shared, ctx, || denial)?;
-    ctx.keep_content(&answer.body);
+    ctx.replace_content(&answer.body);
     let ending = Ending::of_answer(answer.header.status.as_u16());
     let code = ctx.denial.as_ref().map_or(ending.code, |denial| denial.code().into());
     ctx.close(Some(headers), Ending { code, ..ending });

@@ -59,7 +59,9 @@ pub async fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
     shared.metrics.denial(&denial);
     let answer = reply::denial(ctx.request_id, &ctx.standing, &denial);
     ctx.denial = Some(denial);
-    answer?.send(session).await.map(|()| true)
+    let answer = answer?;
+    ctx.replace_content(&answer.body);
+    answer.send(session).await.map(|()| true)
 }
 
 async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool, Failure> {

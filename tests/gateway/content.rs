@@ -14,6 +14,7 @@ use crate::support::{
     cli::Cli,
     gateway::{Gateway, PATIENCE},
     openai::{chat, chat_stream, completion, event, events},
+    postgres,
     upstream::{Answer, Script, Upstream},
 };
 
@@ -212,6 +213,31 @@ async fn what_failed_or_broke_off_is_kept_as_far_as_the_client_saw_it() {
 }
 
 #[tokio::test]
+async fn what_nobody_could_serve_is_kept_with_the_gateways_own_answer() {
+    let gone = Gateway::builder().tables("[audit]\ncontent = \"full\"").upstream("gone", "http://127.0.0.1:1/v1", "");
+    let gateway = gone.start();
+    let answer = gateway.ask(CHAT, &chat()).await;
+    assert!(answer.status.is_server_error());
+    let content = shown(&gateway).await["content"].clone();
+    assert_eq!((&content["request"], &content["answer"]), (&chat(), &answer.json()));
+    let disabled = Gateway::builder().tables("[audit]\ncontent = \"full\"");
+    let gateway = disabled.upstream("off", "http://127.0.0.1:1/v1", "enabled = false").start();
+    let answer = gateway.ask(CHAT, &chat()).await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(shown(&gateway).await["content"]["answer"], answer.json());
+}
+
+#[tokio::test]
+async fn an_answer_that_broke_before_the_client_saw_any_of_it_is_not_kept() {
+    let broken = Upstream::start(Answer::sse(["data: {\"choices\":[{\"delta\":{\"content\":\"unseen"]).cut_after(44));
+    let gateway = keeping("full", &broken);
+    let answer = gateway.ask(CHAT, &chat_stream()).await;
+    let content = shown(&gateway).await["content"].clone();
+    assert!(!content.to_string().contains("unseen"), "{content}");
+    assert_eq!(content["answer"], answer.json());
+}
+
+#[tokio::test]
 async fn an_answer_that_was_not_passed_on_is_not_kept() {
     let secret = "data: {\"error\":{\"message\":\"of the first\"}}\n\n";
     let first = Upstream::start(Answer::sse([secret]));
@@ -325,11 +351,10 @@ async fn what_finds_no_room_is_dropped_and_counted_and_no_request_fails() {
 }
 
 #[tokio::test]
-async fn content_waits_for_the_database_and_is_written_at_the_end() {
+async fn what_waits_is_written_at_the_end() {
     let upstream = Upstream::start(completion());
     let audit = "[audit]\ncontent = \"full\"";
-    let builder = Gateway::builder().tables(audit).usage("").upstream("main", &upstream.base_url(), "");
-    let mut gateway = builder.start();
+    let mut gateway = Gateway::builder().tables(audit).upstream("main", &upstream.base_url(), "").start();
     for _ in 0..20 {
         gateway.ask(CHAT, &chat()).await;
     }
@@ -339,6 +364,43 @@ async fn content_waits_for_the_database_and_is_written_at_the_end() {
     for row in rows {
         assert!(store.find_content(row.request_id.parse().unwrap()).await.unwrap().is_some());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_database_that_is_away_costs_content_but_neither_memory_nor_a_request() {
+    let mut database = postgres::Own::start();
+    let upstream = Upstream::start(completion());
+    let audit = "[audit]\ncontent = \"full\"\nbuffer = \"1 MiB\"";
+    let builder = Gateway::builder().store(&database.url()).tables(audit);
+    let gateway = builder.upstream("main", &upstream.base_url(), "").start();
+    gateway.ask(CHAT, &chat()).await;
+    kept(&gateway, gateway.rows(1).await[0].request_id.parse().unwrap()).await;
+
+    database.kill();
+    for _ in 0..30 {
+        assert_eq!(gateway.ask(CHAT, &prompt(&"x".repeat(100_000))).await.status, 200);
+        assert!(gateway.metric("tollgate_content_bytes").await <= f64::from(1 << 20));
+    }
+    let dropped = gateway.metric("tollgate_content_dropped_total").await;
+    assert!((15.0..30.0).contains(&dropped), "{dropped}");
+    database.restart();
+    let rows = gateway.rows(31).await;
+    let until = Instant::now() + PATIENCE;
+    while gateway.metric("tollgate_content_bytes").await > 0.0 {
+        assert!(Instant::now() < until, "the content that waited is not written");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let store = gateway.store().await;
+    let mut kept = 0.0;
+    for row in &rows {
+        kept += f64::from(u8::from(store.find_content(row.request_id.parse().unwrap()).await.unwrap().is_some()));
+    }
+    store.close().await;
+    assert_eq!(
+        (rows.len(), kept + dropped),
+        (31, 31.0),
+        "every request is on the books, and its content kept or counted"
+    );
 }
 
 #[tokio::test]
@@ -373,10 +435,24 @@ async fn content_is_rotated_to_the_first_key_and_shown_only_with_one_that_fits()
     let shown = cli.json(&format!("audit show {id}")).await;
     assert_eq!(shown["content"]["request"]["messages"][0]["content"], "a canary", "the first key does alone");
 
-    cli.fernet = keys(generate_key().expose());
+    // What is damaged keeps nothing else from being rotated.
+    let newest = generate_key();
+    cli.fernet = keys(&format!("{}\n{}", newest.expose(), new.expose()));
+    let damaged = ContentRow {
+        request_id: Uuid::now_v7(),
+        sealed: Some(vec![0x80; 73]),
+        ..kept(&gateway, id.parse().unwrap()).await
+    };
+    cli.store.write_contents(&[damaged]).await.unwrap();
     let (printed, error, code) = cli.fails_with("secret rotate --json", "").await;
-    assert!(error.contains("content") || error.contains("damaged"), "{error}: {printed}");
-    assert_eq!(code, 1);
+    let counts: Value = serde_json::from_str(&printed).unwrap();
+    assert_eq!(counts["content"], json!({ "rotated": 1, "already": 0, "failed": 1 }));
+    assert!(
+        error.contains("no Fernet key decrypts the content of 1 requests: bring back the key") && code == 1,
+        "{error}"
+    );
+    cli.fernet = keys(newest.expose());
+    assert_eq!(cli.json(&format!("audit show {id}")).await["content"]["unreadable"], false);
 }
 
 #[tokio::test]
