@@ -151,7 +151,7 @@ t.toml:19: models."gpt-4o".input_usd_per_mtok: must be a number without quotes, 
 #[test]
 fn unknown_settings_are_errors() {
     assert_eq!(problems("[server]\nport = 1\n").lines().count(), 1);
-    assert!(problems("[audit]\ncontent = ''\n").contains("t.toml:1: audit: unknown setting"));
+    assert!(problems("[dashboard]\ntitle = ''\n").contains("t.toml:1: dashboard: unknown setting"));
     assert!(problems("[limits]\nrpm = 1\n").contains("t.toml:2: limits.rpm: unknown setting here; `rpm` belongs in ["));
     assert!(
         problems("[limits.models.m]\ntmp = 1\n")
