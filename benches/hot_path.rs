@@ -138,7 +138,7 @@ fn answers(c: &mut Criterion) {
     let answer = answer();
     c.bench_function("meter a 1 KB JSON answer", |b| {
         b.iter(|| {
-            let mut meter = JsonMeter::new(Dialect::Chat);
+            let mut meter = JsonMeter::new(Dialect::Chat, true);
             meter.feed(black_box(&answer));
             meter.finish()
         });

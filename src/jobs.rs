@@ -10,5 +10,6 @@ pub mod models;
 pub mod notices;
 pub mod probe;
 pub mod refresh;
+pub mod together;
 pub mod token_counter;
 pub mod usage_writer;

@@ -15,6 +15,7 @@ pub mod jobs;
 pub mod journal;
 pub mod limiter;
 pub mod listen;
+pub mod memory;
 pub mod metrics;
 pub mod mock;
 pub mod peers;

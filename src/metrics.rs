@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::quality::RandomState;
 use once_cell::sync::Lazy;
 use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -291,7 +292,7 @@ impl Metrics {
 /// most [`ModelLabels::CAP`] do. Everything else is counted under `other`.
 #[derive(Debug, Default)]
 struct ModelLabels {
-    known: papaya::HashMap<Arc<str>, ()>,
+    known: papaya::HashMap<Arc<str>, (), RandomState>,
     count: AtomicUsize,
 }
 

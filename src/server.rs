@@ -36,6 +36,7 @@ use crate::{
         models::Models,
         probe::Probes,
         refresh::{Fixed, Refresh},
+        together::Together,
         token_counter::TokenCounter,
         usage_writer::{Calm, Hurried, UsageWriter},
     },
@@ -93,11 +94,13 @@ impl Assembly {
         server.bootstrap();
         let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain)?;
         server.add_service(data_plane);
-        server.add_service(background_service("refresh", refresh));
+        let jobs = Together::default()
+            .with(refresh)
+            .with(Probes::new(Arc::clone(&shared)))
+            .with(jobs::notices::Notices::new(Arc::clone(&shared)))
+            .with(Models::new(Arc::clone(&shared)));
+        server.add_service(background_service("jobs", jobs));
         server.add_service(background_service("limits", limits));
-        server.add_service(background_service("probes", Probes::new(Arc::clone(&shared))));
-        server.add_service(background_service("notices", jobs::notices::Notices::new(Arc::clone(&shared))));
-        server.add_service(background_service("models", Models::new(Arc::clone(&shared))));
         server.add_service(background_service("journal", JournalKeeper::new(Arc::clone(&shared))));
         server.add_service(background_service("token counter", TokenCounter::new(Arc::clone(&shared))));
         let writer = Arc::new(writer);

@@ -13,6 +13,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use foldhash::quality::RandomState;
 use tokio::sync::Notify;
 use tollgate_core::{
     breaker::{Notice, Transition},
@@ -175,8 +176,8 @@ impl Drop for Held {
 /// Every key, by its hash. Reads take no lock; one job writes.
 #[derive(Debug, Default)]
 pub struct KeyDirectory {
-    by_hash: papaya::HashMap<KeyHash, Arc<KeyEntry>>,
-    hash_of: papaya::HashMap<KeyId, KeyHash>,
+    by_hash: papaya::HashMap<KeyHash, Arc<KeyEntry>, RandomState>,
+    hash_of: papaya::HashMap<KeyId, KeyHash, RandomState>,
 }
 
 impl KeyDirectory {

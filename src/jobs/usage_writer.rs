@@ -37,8 +37,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LARGER: usize = 8;
 /// Rows of one batch at the most, whatever is configured: they are one statement each column, and one transaction.
 const MOST: usize = 10_000;
-/// How many batches may wait, and for how long, before the normal thread takes over.
-const BEHIND: (usize, Duration) = (4, Duration::from_secs(5));
+/// How many batches may wait, and for how long, before the normal thread takes over. A burst is no reason: the journal has
+/// it, on the disk, and what is held of quotas is known without it.
+const BEHIND: (usize, Duration) = (200, Duration::from_secs(10));
 /// How often the normal thread looks.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -191,16 +192,19 @@ impl UsageWriter {
 
     /// Writes while there is too much to do, until the end.
     async fn run_hurriedly(&self, mut shutdown: ShutdownWatch) -> Result<(), StoreError> {
+        while !self.is_behind() {
+            tokio::select! { () = sleep(LOOK) => {}, _ = shutdown.changed() => return Ok(()) }
+        }
+        // Most processes never come here, and need no connections for it.
         let store = self.open().await?;
         let mut trouble = Trouble::default();
         while !*shutdown.borrow() {
-            tokio::select! { () = sleep(LOOK) => {}, _ = shutdown.changed() => break }
-            if !self.is_behind() {
-                continue;
+            if self.is_behind() {
+                self.hurries.send_replace(true);
+                while self.step_and_wait(&store, &mut trouble, &mut shutdown).await && !*shutdown.borrow() {}
+                self.hurries.send_replace(false);
             }
-            self.hurries.send_replace(true);
-            while self.step_and_wait(&store, &mut trouble, &mut shutdown).await && !*shutdown.borrow() {}
-            self.hurries.send_replace(false);
+            tokio::select! { () = sleep(LOOK) => {}, _ = shutdown.changed() => break }
         }
         Ok(())
     }

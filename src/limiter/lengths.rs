@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use foldhash::quality::RandomState;
 use tollgate_core::limit::estimate::learn;
 
 /// Models that are learned one by one; what comes after them is taken to be as long as the configuration says.
@@ -11,14 +12,14 @@ const MAX_MODELS: usize = 1024;
 #[derive(Debug)]
 pub struct Lengths {
     assumed: u64,
-    by_model: papaya::HashMap<String, AtomicU64>,
+    by_model: papaya::HashMap<String, AtomicU64, RandomState>,
 }
 
 impl Lengths {
     /// Nothing is learned yet; answers are taken to be `assumed` tokens long.
     #[must_use]
     pub fn new(assumed: u64) -> Self {
-        Self { assumed, by_model: papaya::HashMap::new() }
+        Self { assumed, by_model: papaya::HashMap::default() }
     }
 
     /// How long an answer of this model is taken to be.

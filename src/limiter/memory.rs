@@ -10,11 +10,11 @@
 //! out what is idle.
 
 use std::{
-    collections::hash_map::RandomState,
     hash::BuildHasher,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
+use foldhash::quality::RandomState;
 use indexmap::IndexMap;
 use tollgate_core::limit::{
     Amount, Subject,
@@ -35,7 +35,7 @@ pub struct Memory {
     hasher: RandomState,
 }
 
-type Shard = IndexMap<Subject, State>;
+type Shard = IndexMap<Subject, State, RandomState>;
 
 /// What a request took: to be settled or undone, once.
 #[derive(Clone, Copy, Debug, Default)]
@@ -58,7 +58,7 @@ impl Taken {
 
 impl Default for Memory {
     fn default() -> Self {
-        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new() }
+        Self { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::default() }
     }
 }
 

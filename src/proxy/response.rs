@@ -37,6 +37,9 @@ static REMAINING: [HeaderName; 2] = [
     HeaderName::from_static("x-ratelimit-remaining-requests"),
     HeaderName::from_static("x-ratelimit-remaining-tokens"),
 ];
+/// What a provider calls the request.
+static REQUEST_IDS: [HeaderName; 2] =
+    [HeaderName::from_static("x-request-id"), HeaderName::from_static("apim-request-id")];
 /// How much of an upstream's error is held back to be cleaned.
 const ERROR_BODY: usize = 4096;
 
@@ -49,7 +52,7 @@ pub fn classify(shared: &Shared, asked: &HeaderMap, answer: &ResponseHeader, ctx
         return Ok(());
     }
     let (status, headers) = (answer.status.as_u16(), &answer.headers);
-    let id = ["x-request-id", "apim-request-id"].iter().find_map(|name| headers.get(*name));
+    let id = REQUEST_IDS.iter().find_map(|name| headers.get(name));
     // It is written down, so it must not be what only the provider and we know.
     let is_credential = |id: &str| ctx.attempt.as_ref().is_some_and(|a| id.contains(a.upstream.credential.expose()));
     let id = id.and_then(|id| id.to_str().ok()).filter(|id| !is_credential(id));
@@ -154,6 +157,6 @@ fn meter_for(answer: &ResponseHeader, ctx: &RequestCtx) -> Meter {
         Class::Good | Class::Unexpected if is_stream() => {
             Meter::Stream(Box::new(StreamMeter::new(ask.dialect, current.asked_usage)))
         }
-        Class::Good | Class::Unexpected => Meter::Json(Box::new(JsonMeter::new(ask.dialect))),
+        Class::Good | Class::Unexpected => Meter::Json(Box::new(JsonMeter::new(ask.dialect, !ctx.ends_by_close))),
     }
 }

@@ -111,7 +111,8 @@ impl Visit for Fields<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        let is_plain = value.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
+        // All of it, whatever was found: several bytes at once.
+        let is_plain = value.bytes().fold(true, |plain, b| plain & b.is_ascii_graphic() & (b != b'"') & (b != b'\\'));
         self.write(field, |line| match (field.name(), is_plain) {
             ("message", _) => OneLine(line).write_str(value),
             (_, true) => {

@@ -1,6 +1,9 @@
 //! Which upstream is asked, how it wants to be asked, and what happens when it fails.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -8,7 +11,7 @@ use serde_json::{Value, json};
 use crate::support::{
     cli::Cli,
     gateway::{Gateway, PATIENCE},
-    openai::{chat, chat_stream, completion, event},
+    openai::{DONE, chat, chat_stream, completion, event},
     upstream::{Answer, Script, Upstream},
 };
 
@@ -299,7 +302,7 @@ fn in_file(name: &str) -> std::sync::Arc<tollgate_core::upstream::Upstream> {
 
 #[tokio::test]
 async fn draining_waits_for_what_is_in_flight() {
-    let events = (0..12).map(|n| event(&n.to_string(), None)).chain([crate::support::openai::DONE.to_owned()]);
+    let events = (0..12).map(|n| event(&n.to_string(), None)).chain([DONE.to_owned()]);
     let upstream = Upstream::start(Answer::sse(events).pause(Duration::from_millis(150)));
     let (gateway, cli) = with_stored(&upstream).await;
     let mut stream = gateway.post(CHAT).body_content_length(chat_stream().to_string()).send().await.unwrap();
@@ -323,6 +326,54 @@ async fn draining_waits_for_what_is_in_flight() {
         cli.text("upstream drain stored").await,
         format!("drained upstream stored (id 1, {}): nothing is in flight there\n", upstream.base_url())
     );
+}
+
+#[tokio::test]
+async fn no_client_notices_how_the_pool_changes() {
+    let stream =
+        || Answer::sse([event("one", None), event("two", None), DONE.to_owned()]).pause(Duration::from_millis(20));
+    let (first, second) = (Upstream::start(stream()), Upstream::start(stream()));
+    let (gateway, cli) = with_stored(&first).await;
+    let (stop, body) = (AtomicBool::new(false), chat_stream());
+    let client = async || {
+        let mut whole = 0_usize;
+        while !stop.load(Ordering::Relaxed) {
+            let answer = gateway.ask(CHAT, &body).await;
+            assert_eq!((answer.status, answer.error.as_deref()), (StatusCode::OK, None));
+            assert!(String::from_utf8_lossy(&answer.body).ends_with("[DONE]\n\n"));
+            whole += 1;
+        }
+        whole
+    };
+    let operator = async {
+        let seen = |upstream: &'static str, wanted: f64| {
+            let (gateway, series) =
+                (&gateway, format!("tollgate_upstream_state{{state=\"disabled\",upstream=\"{upstream}\"}}"));
+            async move {
+                let until = std::time::Instant::now() + PATIENCE;
+                while (gateway.metric(&series).await - wanted).abs() > 0.5 {
+                    assert!(std::time::Instant::now() < until, "{series} is not {wanted}");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            }
+        };
+        cli.run(&format!("upstream add --name other --base-url {}", second.base_url()), "sk-other").await.unwrap();
+        second.wait_for(3).await;
+        cli.run("upstream disable stored", "").await.unwrap();
+        seen("stored", 1.0).await;
+        cli.run("upstream update other --weight 7", "").await.unwrap();
+        cli.run("upstream enable stored", "").await.unwrap();
+        let asked = first.received().len();
+        first.wait_for(asked + 3).await;
+        assert!(cli.json("upstream drain other").await["drained"].as_bool().unwrap());
+        cli.run("upstream remove other", "").await.unwrap();
+        let asked = first.received().len();
+        first.wait_for(asked + 20).await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let clients = async { futures::future::join_all((0..8).map(|_| client())).await.into_iter().sum::<usize>() };
+    let (whole, ()) = tokio::join!(clients, operator);
+    assert_eq!(whole, first.received().len() + second.received().len(), "each was asked once");
 }
 
 #[tokio::test]
@@ -367,10 +418,10 @@ async fn draining_believes_only_a_gateway_that_has_seen_it() {
 
 #[tokio::test]
 async fn an_operators_word_gives_a_quarantined_upstream_another_chance() {
-    let refusing = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let refusing = std::sync::Arc::new(AtomicBool::new(true));
     let asked = std::sync::Arc::clone(&refusing);
     let upstream = Upstream::start(Script::by(move |_| {
-        let is_refusing = asked.load(std::sync::atomic::Ordering::Relaxed);
+        let is_refusing = asked.load(Ordering::Relaxed);
         if is_refusing { Answer::json(401, &json!({})) } else { completion() }
     }));
     let (gateway, cli) = with_stored(&upstream).await;
@@ -380,10 +431,10 @@ async fn an_operators_word_gives_a_quarantined_upstream_another_chance() {
         &["upstream disable stored", "upstream enable stored"],
         &["upstream update stored --weight 2"],
     ] {
-        refusing.store(true, std::sync::atomic::Ordering::Relaxed);
+        refusing.store(true, Ordering::Relaxed);
         gateway.ask(CHAT, &chat()).await;
         until_state(&cli, "quarantined").await;
-        refusing.store(false, std::sync::atomic::Ordering::Relaxed);
+        refusing.store(false, Ordering::Relaxed);
         for line in lines {
             cli.text(line).await;
         }

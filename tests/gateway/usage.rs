@@ -139,6 +139,49 @@ async fn a_client_that_hangs_up_pays_for_what_was_produced() {
     assert_eq!(row.code.as_deref(), Some("client_closed"));
 }
 
+/// What models write, in the tokens in which they write it.
+const TEXTS: [&str; 5] = [
+    "The committee had met three times before anyone noticed that the minutes of its first session described a vote which, \
+     according to everybody present, had never taken place. It wasn't fraud; it was Tuesday.\n\n1. **Costs** rose by 4.7 %.\n",
+    "Die Donaudampfschifffahrtsgesellschaft hat übrigens geantwortet: Überweisungen über 12.500,00 € würden künftig binnen \
+     zwei Werktagen ausgeführt – äußerst erfreulich, wenn man bedenkt, daß es früher Wochen dauerte.\n",
+    "敏捷的棕色狐狸跳过了懒狗。北京的秋天天高气爽，香山的红叶吸引了无数游客。それは面白いですね、明日また話しましょう。\n",
+    "fn merge(mut a: Vec<u64>, b: &[u64]) -> Result<Vec<u64>, Error> {\n    a.extend_from_slice(b);\n    a.sort_unstable();\n    \
+     a.dedup();\n    if a.len() > 0xFFFF { return Err(Error::TooLong { len: a.len() }); }\n    Ok(a)\n}\n",
+    "{\"id\":\"a81bc81b-dead-4e5d-abff-90865d1e13b1\",\"ok\":true,\"items\":[1,2.5e-3,null],\"note\":\"👍🏽 naïve café — done ✅\"}\n",
+];
+
+#[tokio::test]
+async fn what_a_client_that_hung_up_had_is_counted_as_its_provider_counts() {
+    for text in TEXTS {
+        // One event per token, as providers send them; a character that takes several comes with its last one.
+        let tokenizer = bpe_openai::o200k_base();
+        let (mut events, mut produced, mut piece) = (Vec::new(), 0_u64, Vec::new());
+        for token in tokenizer.encode(text.repeat(8).as_str()).into_iter().take(400) {
+            piece.extend(tokenizer.bpe.decode_tokens(&[token]));
+            produced += 1;
+            if let Ok(whole) = std::str::from_utf8(&piece) {
+                events.push(event(whole, Some("null")));
+                piece.clear();
+            }
+        }
+        let expected = produced - u64::from(!piece.is_empty());
+        let all = events.len();
+        let upstream = Upstream::start(Answer::sse(events).never_end());
+        let gateway = Gateway::before(&upstream.base_url());
+        let mut response = gateway.post(CHAT).body_content_length(chat_stream().to_string()).send().await.unwrap();
+        let (mut seen, ends) = (Vec::new(), |seen: &[u8]| seen.windows(2).filter(|pair| pair == b"\n\n").count());
+        while ends(&seen) < all {
+            seen.extend(response.chunk().await.unwrap().unwrap().bytes);
+        }
+        drop(response);
+        let row = gateway.rows(1).await.remove(0);
+        assert_eq!((row.code.as_deref(), row.estimated), (Some("client_closed"), true));
+        let counted = u64::try_from(row.completion_tokens).unwrap();
+        assert!(counted.abs_diff(expected) * 100 <= expected, "{counted} of {expected}: {text}");
+    }
+}
+
 #[tokio::test]
 async fn an_http2_client_that_resets_its_stream_has_hung_up() {
     let first = event("one two three", Some("null"));

@@ -3,8 +3,6 @@
 //! `x-ratelimit-*` as OpenAI documents them: the limit, what remains of it, and the time until it is whole again, for
 //! requests and for tokens, each of the subject that has the least left.
 
-use std::fmt::Write;
-
 use http::{HeaderName, HeaderValue};
 
 static REQUESTS: [HeaderName; 3] = [
@@ -74,18 +72,28 @@ fn tighten(known: &mut Option<Left>, left: Left) {
 #[must_use]
 pub fn show_duration(ms: u64) -> String {
     let (hours, minutes, seconds, millis) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
-    let mut text = String::with_capacity(16);
-    // Writing to a String cannot fail.
-    let written = match (hours, minutes, ms) {
-        (0, 0, 1..1000) => return format!("{ms}ms"),
-        (0, 0, _) => write!(text, "{seconds}"),
-        (0, ..) => write!(text, "{minutes}m{seconds}"),
-        _ => write!(text, "{hours}h{minutes}m{seconds}"),
+    let mut text = String::with_capacity(32);
+    let mut number = itoa::Buffer::new();
+    let mut put = |number_of: u64, unit: &str| {
+        text.push_str(number.format(number_of));
+        text.push_str(unit);
     };
-    debug_assert!(written.is_ok());
+    if let (0, 0, 1..1000) = (hours, minutes, ms) {
+        put(ms, "ms");
+        return text;
+    }
+    if hours > 0 {
+        put(hours, "h");
+    }
+    if hours > 0 || minutes > 0 {
+        put(minutes, "m");
+    }
+    put(seconds, "");
     if millis > 0 {
-        let written = write!(text, ".{millis:03}");
-        debug_assert!(written.is_ok());
+        // Three digits after the point: the leading one of a number of four gives its place to it.
+        put(1000 + millis, "");
+        let point = text.len() - 4;
+        text.replace_range(point..=point, ".");
         text.truncate(text.trim_end_matches('0').len());
     }
     text.push('s');

@@ -9,6 +9,8 @@
 //! it. What the model wrote cannot mislead that search: within a JSON string every quote is escaped, so a quoted `usage`
 //! followed by a colon can only be a key, and it counts only if the rest of the body closes exactly one object around it.
 
+use std::sync::LazyLock;
+
 use bytes::Bytes;
 use memchr::memmem::{Finder, FinderRev};
 use serde::Deserialize;
@@ -28,6 +30,10 @@ const MAX_CHUNKS: usize = 256;
 const MAX_TOKENS: u64 = 10_000_000_000;
 /// Longest finish reason that is believed.
 const MAX_REASON_BYTES: usize = 64;
+
+static USAGE: LazyLock<FinderRev<'static>> = LazyLock::new(|| FinderRev::new("\"usage\""));
+static ERROR: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"error\""));
+static FINISH_REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"finish_reason\""));
 
 /// What an answer says about itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -100,6 +106,26 @@ pub fn parse_answer(dialect: Dialect, body: &[u8]) -> AnswerFacts {
     AnswerFacts { usage, finish_reason, is_error: answer.error.is_some() }
 }
 
+/// The facts of an answer that nowhere speaks of an error, and whose outermost object ends with the body and has one usage
+/// that can be believed: of nearly all, at a quarter of the time of parsing. `body` must be complete; of one that was cut
+/// off, a usage further inside could be taken for the one outside.
+fn search(body: &[u8]) -> Option<AnswerFacts> {
+    let is_object = body.trim_ascii_start().first() == Some(&b'{');
+    if !is_object || ERROR.find(body).is_some() {
+        return None;
+    }
+    let (only, others) = {
+        let mut hits = USAGE.rfind_iter(body);
+        (hits.next()?, hits.next())
+    };
+    let member = scan::member_at(body, only, USAGE.needle().len()).filter(|_| others.is_none())?;
+    if !scan::closes_the_document(body, member.value.end, 1) {
+        return None;
+    }
+    let usage = parse_usage(&body[member.value])?;
+    Some(AnswerFacts { usage: Some(usage), finish_reason: last_reason(body), is_error: false })
+}
+
 /// Everything raw: a surprise in one member must not cost the others.
 #[derive(Deserialize)]
 struct RawAnswer<'a> {
@@ -131,7 +157,7 @@ impl RawAnswer<'_> {
 }
 
 fn last_reason(json: &[u8]) -> Option<String> {
-    let raw = scan::last_string(json, &Finder::new("\"finish_reason\""))?;
+    let raw = scan::last_string(json, &FINISH_REASON)?;
     believable_reason(raw).map(str::to_owned)
 }
 
@@ -146,6 +172,7 @@ pub(super) fn believable_reason(raw: &[u8]) -> Option<&str> {
 #[derive(Debug)]
 pub struct JsonMeter {
     dialect: Dialect,
+    is_framed: bool,
     kept: Kept,
     total_bytes: u64,
 }
@@ -161,10 +188,10 @@ enum Kept {
 }
 
 impl JsonMeter {
-    /// A meter for one answer.
+    /// A meter for one answer. `is_framed`: does HTTP say where its body ends?
     #[must_use]
-    pub fn new(dialect: Dialect) -> Self {
-        Self { dialect, kept: Kept::Chunks(Vec::new()), total_bytes: 0 }
+    pub fn new(dialect: Dialect, is_framed: bool) -> Self {
+        Self { dialect, is_framed, kept: Kept::Chunks(Vec::new()), total_bytes: 0 }
     }
 
     /// Takes note of the next `chunk` of the body.
@@ -214,15 +241,17 @@ impl JsonMeter {
             Kept::Chunks(mut chunks) if chunks.len() == 1 => chunks.remove(0),
             Kept::Chunks(chunks) => Bytes::from(chunks.concat()),
         };
-        (parse_answer(self.dialect, &whole), Some(whole))
+        let is_searched = self.is_framed && self.dialect != Dialect::Responses;
+        let found = is_searched.then(|| search(&whole)).flatten();
+        let facts = found.unwrap_or_else(|| parse_answer(self.dialect, &whole));
+        (facts, Some(whole))
     }
 }
 
 /// What the last bytes of an answer say: the last `usage` of the outermost object that can be believed.
 fn facts_of_tail(tail: &[u8]) -> AnswerFacts {
-    const NAME: &str = "\"usage\"";
-    let usage = FinderRev::new(NAME).rfind_iter(tail).take(scan::MAX_HITS).find_map(|hit| {
-        let member = scan::member_at(tail, hit, NAME.len())?;
+    let usage = USAGE.rfind_iter(tail).take(scan::MAX_HITS).find_map(|hit| {
+        let member = scan::member_at(tail, hit, USAGE.needle().len())?;
         let is_outermost = scan::closes_the_document(tail, member.value.end, 1);
         is_outermost.then(|| parse_usage(&tail[member.value]))?
     });
@@ -245,7 +274,7 @@ mod tests {
     }
 
     fn metered(dialect: Dialect, body: &[u8], chunk_len: usize) -> (AnswerFacts, Option<Bytes>) {
-        let mut meter = JsonMeter::new(dialect);
+        let mut meter = JsonMeter::new(dialect, true);
         body.chunks(chunk_len).for_each(|chunk| meter.feed(&Bytes::copy_from_slice(chunk)));
         assert_eq!(meter.total_bytes(), body.len() as u64);
         meter.finish()
@@ -326,7 +355,7 @@ mod tests {
     #[test]
     fn a_body_of_one_chunk_is_not_copied() {
         let body = Bytes::from_static(CHAT.as_bytes());
-        let mut meter = JsonMeter::new(Dialect::Chat);
+        let mut meter = JsonMeter::new(Dialect::Chat, true);
         meter.feed(&body);
         assert_eq!(meter.finish().1.unwrap().as_ptr(), body.as_ptr());
     }
@@ -358,12 +387,55 @@ mod tests {
         }
     }
 
+    /// A member of an answer, with what could mislead a search in it.
+    fn member() -> impl Strategy<Value = String> {
+        let name = prop::sample::select(vec!["id", "x", "usage", "error", "\\\"usage"]);
+        let value = prop::sample::select(vec![
+            "1",
+            "null",
+            r#""\"usage\":{\"prompt_tokens\":1}""#,
+            r#"{"usage":{"prompt_tokens":1}}"#,
+            r#""}]""#,
+            "{}",
+        ]);
+        (name, any::<u8>(), value).prop_map(|(name, number, value)| format!("\"{name}{number}\":{value}"))
+    }
+
+    #[test]
+    fn the_usual_answer_is_searched() {
+        assert_eq!(search(CHAT.as_bytes()), Some(parse_answer(Dialect::Chat, CHAT.as_bytes())));
+    }
+
+    #[test]
+    fn what_may_be_cut_off_is_parsed() {
+        let mut meter = JsonMeter::new(Dialect::Chat, false);
+        meter.feed(&Bytes::from_static(br#"{"x":{"usage":{"prompt_tokens":1}}"#));
+        assert_eq!(meter.finish().0, AnswerFacts::default());
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
         fn chunking_does_not_matter(chunk_len in 1..900_usize) {
             prop_assert_eq!(metered(Dialect::Chat, CHAT.as_bytes(), chunk_len).0, facts(Dialect::Chat, CHAT));
+        }
+
+        #[test]
+        fn searching_finds_what_parsing_finds(
+            before in prop::collection::vec(member(), 0..4),
+            usage in prop::option::of(0..100_u32),
+            choices in prop::option::of(Just(
+                r#""choices":[{"finish_reason":"stop","message":{"content":"\\"}},{"finish_reason":"length"}]"#.to_owned(),
+            )),
+            after in prop::collection::vec(member(), 0..3),
+        ) {
+            let usage = usage.map(|n| format!("\"usage\":{{\"prompt_tokens\":{n},\"total_tokens\":{n}}}"));
+            let members: Vec<String> = before.into_iter().chain(usage).chain(choices).chain(after).collect();
+            let body = format!("{{{}}}", members.join(","));
+            if let Some(found) = search(body.as_bytes()) {
+                prop_assert_eq!(found, parse_answer(Dialect::Chat, body.as_bytes()));
+            }
         }
 
         #[test]
