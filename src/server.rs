@@ -94,7 +94,9 @@ impl Assembly {
         server.bootstrap();
         let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain)?;
         server.add_service(data_plane);
+        let content_writer = Arc::new(content_writer);
         let jobs = Together::default()
+            .with(content_writer::Service(Arc::clone(&content_writer)))
             .with(refresh)
             .with(Probes::new(Arc::clone(&shared)))
             .with(jobs::notices::Notices::new(Arc::clone(&shared)))
@@ -106,9 +108,6 @@ impl Assembly {
         let writer = Arc::new(writer);
         server.add_service(background_service("usage writer", Calm(Arc::clone(&writer))));
         server.add_service(background_service("hurried usage writer", Hurried(Arc::clone(&writer))));
-        let content_writer = Arc::new(content_writer);
-        let service = content_writer::Service(Arc::clone(&content_writer));
-        server.add_service(background_service("content writer", service));
         if let Some(address) = config.server.admin_listen {
             let listener = bind("admin_listen", &address.to_string())?;
             addresses.admin = Some(listener.local_addr()?);

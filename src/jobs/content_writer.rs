@@ -1,7 +1,8 @@
 //! Moves content from memory to the database: hashes, redacts, compresses and encrypts it, and writes it in batches.
 //!
-//! All of that is CPU time that requests need more, so it is done on a thread of the lowest niceness. It is not one that runs
-//! only when nobody else wants the core: on a machine where somebody always does, all content would be lost.
+//! All of that is CPU time that requests need more, so it is done on a thread of the highest niceness, which is there only while
+//! there is something to do. It is not one that runs only when nobody else wants the core: on a machine where somebody
+//! always does, all content would be lost.
 //!
 //! While the database is away one batch waits here, encrypted, and the rest where it is, up to the bound of
 //! [`Contents`](crate::content::Contents). At the end of the process what can be written is written; what
@@ -12,7 +13,7 @@ use std::{sync::Arc, time::Duration};
 use async_trait::async_trait;
 use pingora_core::{server::ShutdownWatch, services::background::BackgroundService};
 use tokio::{
-    sync::Mutex,
+    sync::{Mutex, oneshot},
     time::{Instant, sleep, timeout, timeout_at},
 };
 use tollgate_core::secret::Secret;
@@ -37,18 +38,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct ContentWriter {
     shared: Arc<Shared>,
     store_url: Secret,
-    sealer: Sealer,
+    sealer: Arc<Sealer>,
     /// How long the first of a batch waits for others.
     flush_interval: Duration,
     /// What was taken and is not in the database yet.
     out: Mutex<Option<Batch>>,
 }
 
-/// Rows, and the requests that they are of: these hold the room in memory until the rows are written.
+/// What is being written. The requests hold their room in memory until it is.
 #[derive(Debug)]
 struct Batch {
-    rows: Vec<ContentRow>,
-    _of: Vec<Captured>,
+    of: Arc<Vec<Captured>>,
+    /// `None`: they are not made yet, or whoever made them was cut off.
+    rows: Option<Vec<ContentRow>>,
 }
 
 /// The job as a service.
@@ -59,7 +61,7 @@ impl ContentWriter {
     /// A writer into the database at `store_url`; content waits for more of it for at most `flush_interval`.
     #[must_use]
     pub fn new(shared: Arc<Shared>, store_url: Secret, sealer: Sealer, flush_interval: Duration) -> Self {
-        Self { shared, store_url, sealer, flush_interval, out: Mutex::default() }
+        Self { shared, store_url, sealer: Arc::new(sealer), flush_interval, out: Mutex::default() }
     }
 
     /// Takes a batch, unless one is left from before, and writes it. `true`: there may be more.
@@ -70,10 +72,14 @@ impl ContentWriter {
         let mut out = self.out.lock().await;
         let batch = match &mut *out {
             Some(batch) => batch,
-            none => none.insert(self.seal(self.shared.contents.take(BATCH.0, BATCH.1))),
+            none => none.insert(Batch { of: Arc::new(self.shared.contents.take(BATCH.0, BATCH.1)), rows: None }),
         };
-        if !batch.rows.is_empty() {
-            let written = timeout(PATIENCE, store.write_contents(&batch.rows)).await;
+        if !batch.of.is_empty() {
+            let rows = match &mut batch.rows {
+                Some(rows) => rows,
+                none => none.insert(self.seal(&batch.of).await),
+            };
+            let written = timeout(PATIENCE, store.write_contents(rows)).await;
             written.unwrap_or(Err(StoreError::TooSlow))?;
         }
         *out = None;
@@ -86,7 +92,7 @@ impl ContentWriter {
         if let Ok(Ok(())) = timeout_at(until, self.write_all()).await {
             return;
         }
-        let left = self.shared.contents.len() + self.out.lock().await.as_ref().map_or(0, |batch| batch.rows.len());
+        let left = self.shared.contents.len() + self.out.lock().await.as_ref().map_or(0, |batch| batch.of.len());
         if left > 0 {
             self.shared.contents.lost(left);
             tracing::warn!(left, "the content of requests is lost: the database did not take it in time");
@@ -107,54 +113,81 @@ impl ContentWriter {
         }
     }
 
-    fn seal(&self, of: Vec<Captured>) -> Batch {
-        let row = |captured: &Captured| {
-            let row = self.sealer.seal(captured);
-            row.inspect_err(|error| {
-                self.shared.contents.lost(1);
-                tracing::error!(%error, "the content of a request cannot be compressed");
-            })
+    /// Makes the rows of a batch, on a thread that goes when they are made.
+    async fn seal(&self, of: &Arc<Vec<Captured>>) -> Vec<ContentRow> {
+        let (done, rows) = oneshot::channel();
+        let (sealer, batch) = (Arc::clone(&self.sealer), Arc::clone(of));
+        let thread = std::thread::Builder::new().name("content".to_owned()).spawn(move || {
+            give_most_way();
+            // Nobody waits any more if the process ends.
+            let _ = done.send(seal_all(&sealer, &batch));
+        });
+        let rows = match thread {
+            Ok(_thread) => rows.await.ok(),
+            Err(_) => None,
         };
-        Batch { rows: of.iter().filter_map(|captured| row(captured).ok()).collect(), _of: of }
+        let rows = rows.unwrap_or_else(|| seal_all(&self.sealer, of));
+        self.shared.contents.lost(of.len() - rows.len());
+        rows
     }
 
-    async fn run(&self) -> Result<(), StoreError> {
-        let store = Store::open(self.store_url.expose()).await?;
+    async fn run(&self, mut shutdown: ShutdownWatch) -> Result<(), StoreError> {
+        let mut store = None;
         let mut wait = None;
+        while !*shutdown.borrow() {
+            let pause = async {
+                match wait {
+                    Some(wait) => sleep(wait).await,
+                    None => {
+                        self.shared.contents.wait().await;
+                        sleep(self.flush_interval).await;
+                    }
+                }
+            };
+            tokio::select! { () = pause => {}, _ = shutdown.changed() => break }
+            let store = match &mut store {
+                Some(store) => store,
+                // Most processes keep no content, and need no connections for it.
+                none => none.insert(Store::open(self.store_url.expose()).await?),
+            };
+            wait = self.step_all(store, wait, &shutdown).await;
+        }
+        Ok(())
+    }
+
+    /// Writes what there is, in steps that are not cut off; `wait`: how long it was waited for the database, if it is away. Gives how
+    /// long it is to be waited for now.
+    async fn step_all(&self, store: &Store, wait: Option<Duration>, shutdown: &ShutdownWatch) -> Option<Duration> {
         loop {
-            if wait.is_none() {
-                self.shared.contents.wait().await;
-                sleep(self.flush_interval).await;
-            }
-            match self.step_all(&store).await {
-                Ok(()) if wait.take().is_some() => tracing::info!("content is written to the database again"),
-                Ok(()) => {}
+            match self.step(store).await {
+                Ok(true) if !*shutdown.borrow() => {}
+                Ok(_) if wait.is_some() => {
+                    tracing::info!("content is written to the database again");
+                    return None;
+                }
+                Ok(_) => return None,
                 Err(error) => {
                     if wait.is_none() {
                         let bytes = self.shared.contents.bytes();
                         tracing::warn!(%error, bytes, "content cannot be written to the database: it waits in memory");
                     }
-                    let pause = wait.unwrap_or(BACKOFF.0);
-                    sleep(pause).await;
-                    wait = Some((pause * 2).min(BACKOFF.1));
+                    return Some(wait.map_or(BACKOFF.0, |wait| (wait * 2).min(BACKOFF.1)));
                 }
             }
         }
     }
+}
 
-    async fn step_all(&self, store: &Store) -> Result<(), StoreError> {
-        while self.step(store).await? {}
-        Ok(())
-    }
+fn seal_all(sealer: &Sealer, of: &[Captured]) -> Vec<ContentRow> {
+    let told = |error: &std::io::Error| tracing::error!(%error, "the content of a request cannot be compressed");
+    of.iter().filter_map(|captured| sealer.seal(captured).inspect_err(told).ok()).collect()
 }
 
 #[async_trait]
 impl BackgroundService for Service {
-    async fn start(&self, mut shutdown: ShutdownWatch) {
-        give_most_way();
-        tokio::select! {
-            Err(error) = self.0.run() => tracing::error!(%error, "content will not be written to the database"),
-            _ = shutdown.changed() => {}
+    async fn start(&self, shutdown: ShutdownWatch) {
+        if let Err(error) = self.0.run(shutdown).await {
+            tracing::error!(%error, "content will not be written to the database");
         }
     }
 }
