@@ -104,11 +104,11 @@ impl ProxyHttp for Gateway {
 
     async fn upstream_response_filter(
         &self,
-        session: &mut Session,
+        _session: &mut Session,
         upstream_response: &mut ResponseHeader,
         ctx: &mut RequestCtx,
     ) -> Result<()> {
-        response::classify(&self.shared, &session.req_header().headers, upstream_response, ctx)
+        response::classify(&self.shared, upstream_response, ctx)
     }
 
     async fn response_filter(

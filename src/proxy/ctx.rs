@@ -4,6 +4,7 @@ use std::{borrow::Cow, net::IpAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
+use http::HeaderMap;
 use pingora_core::upstreams::peer::HttpPeer;
 use tollgate_core::{
     denial::Denial,
@@ -52,6 +53,8 @@ pub struct RequestCtx {
     pub ip: Option<IpAddr>,
     /// The line of the route table.
     pub route: Option<&'static Route>,
+    /// The client's headers, but for its key.
+    pub asked: HeaderMap,
     /// Whose key it is.
     pub key: Option<Arc<KeyEntry>>,
     /// The one view that this request works with.
@@ -220,6 +223,7 @@ impl RequestCtx {
             arrived_at: Utc::now(),
             ip: None,
             route: None,
+            asked: HeaderMap::new(),
             key: None,
             view: None,
             ask: None,

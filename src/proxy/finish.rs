@@ -24,7 +24,7 @@ pub fn finish(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, erro
             // There is no room for a record; nothing was asked of anybody.
             ctx.ending = Some(ending);
         } else {
-            ctx.close(Some(&session.req_header().headers), ending);
+            ctx.close(ending);
         }
     }
     let Some(ending) = &ctx.ending else { return };

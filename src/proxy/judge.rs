@@ -1,6 +1,5 @@
 //! What an answer means once it is known: to the attempt that brought it, and to the client when nobody is left to be asked.
 
-use http::HeaderMap;
 use pingora_core::{Error, Result};
 use tollgate_core::{
     breaker::Outcome,
@@ -18,7 +17,7 @@ use crate::shared::Shared;
 
 /// The answer is over. Its reservation is settled before its last bytes go to the client: the client's next request must
 /// find free what this one gave back.
-pub fn end(shared: &Shared, headers: &HeaderMap, ctx: &mut RequestCtx) {
+pub fn end(shared: &Shared, ctx: &mut RequestCtx) {
     if ctx.ending.is_some() {
         return; // a stream goes on after its end mark
     }
@@ -32,7 +31,7 @@ pub fn end(shared: &Shared, headers: &HeaderMap, ctx: &mut RequestCtx) {
         (false, _) => (Outcome::Neutral, "client_error"),
     };
     ctx.conclude(shared, outcome, label, is_error.then_some(label));
-    ctx.close(Some(headers), Ending::of_answer(status));
+    ctx.close(Ending::of_answer(status));
 }
 
 /// No provider answers like this: `label` says why.
@@ -79,13 +78,13 @@ pub fn give_up(shared: &Shared, ctx: &mut RequestCtx) -> Box<Error> {
 ///
 /// # Errors
 /// If a header cannot be built: a defect.
-pub fn replace(shared: &Shared, headers: &HeaderMap, ctx: &mut RequestCtx) -> Result<()> {
+pub fn replace(shared: &Shared, ctx: &mut RequestCtx) -> Result<()> {
     let denial = ctx.no_upstream(shared);
     let answer = last_answer(shared, ctx, || denial)?;
     ctx.replace_content(&answer.body);
     let ending = Ending::of_answer(answer.header.status.as_u16());
     let code = ctx.denial.as_ref().map_or(ending.code, |denial| denial.code().into());
-    ctx.close(Some(headers), Ending { code, ..ending });
+    ctx.close(Ending { code, ..ending });
     if let Some(handle) = &ctx.downstream {
         handle.replace(answer);
     }

@@ -67,11 +67,7 @@ pub fn filter(
             hold(held, body.take());
             if is_end || held.len() == ERROR_CAP {
                 let error = give_up(shared, ctx);
-                return if is_end && !error.retry() {
-                    replace(shared, &session.req_header().headers, ctx)
-                } else {
-                    Err(error)
-                };
+                return if is_end && !error.retry() { replace(shared, ctx) } else { Err(error) };
             }
         }
     }
@@ -79,7 +75,7 @@ pub fn filter(
         ctx.keep_content(piece);
     }
     if is_over {
-        end(shared, &session.req_header().headers, ctx);
+        end(shared, ctx);
         if let (false, Some(handle)) = (is_end, &ctx.downstream) {
             handle.expect_end(AFTER_END_MARK);
         }

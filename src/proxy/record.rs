@@ -5,7 +5,7 @@
 
 use std::borrow::Cow;
 
-use http::{HeaderMap, HeaderName, header};
+use http::{HeaderName, header};
 use tollgate_core::{
     journal::entry::{End, INTERRUPTED},
     route::Action,
@@ -15,10 +15,11 @@ use tollgate_core::{
 use super::ctx::{Ask, Ending, Meter, Produced, RequestCtx, millis};
 use crate::journal::{Output, Uncounted};
 
+static CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
 impl RequestCtx {
-    /// Settles what the request reserved, and writes down how it ended, unless that is done. `headers`: those of the request,
-    /// if they are still there.
-    pub fn close(&mut self, headers: Option<&HeaderMap>, ending: Ending) {
+    /// Settles what the request reserved, and writes down how it ended, unless that is done.
+    pub fn close(&mut self, ending: Ending) {
         if self.ending.is_some() {
             return;
         }
@@ -27,7 +28,7 @@ impl RequestCtx {
         }
         let mut produced = self.produced.take().unwrap_or_else(|| Meter::None.into());
         let output = std::mem::replace(&mut produced.output, Output::None);
-        self.record(headers, &ending, &produced, output);
+        self.record(&ending, &produced, output);
         if let Some(content) = self.content.take() {
             content.finish();
         }
@@ -35,7 +36,7 @@ impl RequestCtx {
     }
 
     /// Only requests that were made with a valid key and meant for an upstream are on the books.
-    fn record(&mut self, headers: Option<&HeaderMap>, ending: &Ending, produced: &Produced, output: Output) {
+    fn record(&mut self, ending: &Ending, produced: &Produced, output: Output) {
         let open = self.open.take();
         let Some(route) = self.route.filter(|route| matches!(route.action, Action::Forward(_))) else { return };
         let Some(key) = &self.key else { return };
@@ -45,7 +46,7 @@ impl RequestCtx {
         let failure = ending.interrupted.then_some(&*ending.code);
         let attempt = self.attempt_so_far(failure);
         let last = attempt.as_ref().or_else(|| self.attempts.last());
-        let text = |name: HeaderName| headers?.get(name).and_then(|value| value.to_str().ok()).map(Cow::Borrowed);
+        let text = |name: &HeaderName| self.asked.get(name).and_then(|value| value.to_str().ok()).map(Cow::Borrowed);
         let record = UsageRecord {
             request_id: self.request_id,
             started_at: self.arrived_at,
@@ -68,8 +69,8 @@ impl RequestCtx {
             duration_ms: millis(self.arrived.elapsed()),
             overhead_us: self.overhead().map_or(0, |took| u32::try_from(took.as_micros()).unwrap_or(u32::MAX)),
             finish_reason: produced.finish_reason.as_deref().map(Cow::Borrowed),
-            user_agent: text(header::USER_AGENT),
-            client_request_id: text(HeaderName::from_static("x-request-id")),
+            user_agent: text(&header::USER_AGENT),
+            client_request_id: text(&CLIENT_REQUEST_ID),
             provider_request_id: self.provider_request_id.as_deref().map(Cow::Borrowed),
         };
         let uncounted = ask.filter(|_| estimated).map(|ask| Uncounted {
@@ -98,6 +99,6 @@ impl Drop for RequestCtx {
         let status = self.attempt.as_ref().map_or(0, |current| current.status);
         let was_asked = self.forwarded.is_some() && self.denial.is_none();
         let consumed = (200..300).contains(&status) || (status == 0 && was_asked);
-        self.close(None, Ending { code: INTERRUPTED.into(), status, interrupted: true, consumed });
+        self.close(Ending { code: INTERRUPTED.into(), status, interrupted: true, consumed });
     }
 }

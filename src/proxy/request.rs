@@ -7,7 +7,7 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use chrono::{DateTime, Utc};
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderName, header};
 use percent_encoding::percent_decode_str;
 use pingora_core::Result;
 use pingora_proxy::Session;
@@ -34,6 +34,12 @@ use crate::{
 
 /// Longest name of a model, in bytes. Nobody's are a tenth of it; what is booked must be able to hold it whole.
 const MAX_MODEL: usize = 256;
+
+/// What a session must go on to know of the headers of its request.
+static LEFT: [HeaderName; 4] = [header::HOST, header::CONTENT_LENGTH, header::TRANSFER_ENCODING, header::EXPECT];
+
+/// Where a key is presented: as OpenAI's clients do, and as those of Azure do.
+static KEYS: [HeaderName; 2] = [header::AUTHORIZATION, HeaderName::from_static("api-key")];
 
 /// Notes who is speaking, and settles how the connection is treated.
 pub fn begin(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) {
@@ -71,7 +77,11 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
         let alive = Bytes::from_static(br#"{"status":"ok"}"#);
         return reply::json(session, ctx.request_id, alive).await.map(|()| true).map_err(Failure::Gone);
     }
-    let key = identify(shared, &session.req_header().headers, ctx).map_err(Failure::Denied)?;
+    ctx.asked = lift(session);
+    let key = identify(shared, ctx).map_err(Failure::Denied)?;
+    for name in &KEYS {
+        ctx.asked.remove(name);
+    }
     ctx.key = Some(Arc::clone(&key));
     let view = shared.view.load_full();
     ctx.view = Some(Arc::clone(&view));
@@ -114,7 +124,7 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
 
 /// Reads the body and resolves what it asks for.
 async fn ask(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, dialect: Dialect) -> Result<Ask, Failure> {
-    check_encoding(&session.req_header().headers).map_err(Failure::Denied)?;
+    check_encoding(&ctx.asked).map_err(Failure::Denied)?;
     let began = Instant::now();
     let (max, patience) = (shared.settings.max_body_bytes, shared.settings.client_timeout);
     let read = body::read(session, &mut ctx.downstream, max, patience).await;
@@ -202,11 +212,26 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Denial> {
     }
 }
 
+/// Takes the client's headers out of the session, but for what says where its body ends. Of every request Pingora copies and
+/// cleans them before it asks what an upstream is to be sent, which is none of them.
+fn lift(session: &mut Session) -> HeaderMap {
+    let header = session.req_header_mut();
+    let (mut left, ()) = http::Request::new(()).into_parts();
+    (left.method, left.uri, left.version) = (header.method.clone(), header.uri.clone(), header.version);
+    for name in &LEFT {
+        // All of them: whoever says twice where a body ends is to be found out.
+        for value in header.headers.get_all(name) {
+            left.headers.append(name, value.clone());
+        }
+    }
+    http::request::Parts::from(std::mem::replace(header, left.into())).headers
+}
+
 /// Lets an address in that has not asked too much, and finds out whose key it presents.
-fn identify(shared: &Shared, headers: &HeaderMap, ctx: &RequestCtx) -> Result<Arc<KeyEntry>, Denial> {
+fn identify(shared: &Shared, ctx: &RequestCtx) -> Result<Arc<KeyEntry>, Denial> {
     let entered = ctx.ip.map_or(Ok(()), |ip| shared.gate.enter(ip));
     entered.map_err(|retry_after_ms| Denial::TooManyFromAddress { retry_after_ms })?;
-    let key = authenticate(&shared.keys, headers, ctx.ip, ctx.arrived_at);
+    let key = authenticate(&shared.keys, &ctx.asked, ctx.ip, ctx.arrived_at);
     if let (Err(Denial::InvalidApiKey), Some(ip)) = (&key, ctx.ip) {
         shared.gate.failed(ip);
     }
@@ -239,11 +264,12 @@ fn authenticate(
 
 /// `Authorization: Bearer ...`, or `api-key: ...` as Azure clients send it.
 fn presented_key(headers: &HeaderMap) -> Option<&[u8]> {
-    let bearer = headers.get(header::AUTHORIZATION).map(http::HeaderValue::as_bytes).and_then(|value| {
+    let [bearer, plain] = &KEYS;
+    let bearer = headers.get(bearer).map(http::HeaderValue::as_bytes).and_then(|value| {
         let (scheme, rest) = value.split_at_checked(7)?;
         scheme.eq_ignore_ascii_case(b"bearer ").then(|| rest.trim_ascii())
     });
-    bearer.or_else(|| headers.get("api-key").map(|value| value.as_bytes().trim_ascii())).filter(|key| !key.is_empty())
+    bearer.or_else(|| headers.get(plain).map(|value| value.as_bytes().trim_ascii())).filter(|key| !key.is_empty())
 }
 
 /// The address of the client: that of the connection, or what trusted proxies report.

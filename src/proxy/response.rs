@@ -43,11 +43,11 @@ static REQUEST_IDS: [HeaderName; 2] =
 /// How much of an upstream's error is held back to be cleaned.
 const ERROR_BODY: usize = 4096;
 
-/// Takes note of the answer; ends the attempt if the head alone shows that it is no answer. `asked`: the client's headers.
+/// Takes note of the answer; ends the attempt if the head alone shows that it is no answer.
 ///
 /// # Errors
 /// [`NOT_PASSED`](super::attempt::NOT_PASSED), to be retried if another upstream may do better.
-pub fn classify(shared: &Shared, asked: &HeaderMap, answer: &ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
+pub fn classify(shared: &Shared, answer: &ResponseHeader, ctx: &mut RequestCtx) -> Result<()> {
     if answer.status.is_informational() {
         return Ok(());
     }
@@ -83,7 +83,7 @@ pub fn classify(shared: &Shared, asked: &HeaderMap, answer: &ResponseHeader, ctx
             return Err(judge::give_up(shared, ctx));
         }
         Class::ClientFault if !has_body => {
-            judge::end(shared, asked, ctx);
+            judge::end(shared, ctx);
             None
         }
         Class::ClientFault | Class::Trouble => None,

@@ -48,8 +48,8 @@ pub fn filter(
     let headers = &mut parts.headers;
     headers.reserve(10);
     headers.insert(header::HOST, current.peer.host().clone());
-    pass(&session.req_header().headers, headers);
-    headers.insert(&IDEMPOTENCY_KEY, idempotency_key(session, ctx)?);
+    pass(&ctx.asked, headers);
+    headers.insert(&IDEMPOTENCY_KEY, idempotency_key(ctx)?);
     let (name, credential) = current.peer.credential();
     headers.insert(name, credential);
     headers.insert(header::CONTENT_LENGTH, current.body.len().into());
@@ -61,8 +61,8 @@ pub fn filter(
 
 /// The same for every attempt, so that a provider that knows it does the work once. Behind one credential there are many
 /// clients: what one of them chose must never get it another one's answer.
-fn idempotency_key(session: &Session, ctx: &RequestCtx) -> Result<HeaderValue> {
-    let (Some(chosen), Some(key)) = (session.req_header().headers.get(&IDEMPOTENCY_KEY), &ctx.key) else {
+fn idempotency_key(ctx: &RequestCtx) -> Result<HeaderValue> {
+    let (Some(chosen), Some(key)) = (ctx.asked.get(&IDEMPOTENCY_KEY), &ctx.key) else {
         return id_value(ctx.request_id);
     };
     id_value(namespaced(key.id, chosen.as_bytes()))
