@@ -21,6 +21,7 @@ use prometheus::IntCounter;
 use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::Notify;
 use tollgate::{
+    content::{self, Contents},
     jobs::usage_writer::UsageWriter,
     journal::{Fsync, Journal, OnFull, Options},
     limiter::{self, Limiter, gate::Gate},
@@ -30,6 +31,7 @@ use tollgate::{
     store::Store,
 };
 use tollgate_core::{
+    content::ContentMode,
     id::{KeyId, UserId},
     journal::entry::{Begin, End},
     limit::policy::Policy,
@@ -165,6 +167,12 @@ fn shared(journal: Journal, limiter: Limiter) -> anyhow::Result<Arc<Shared>> {
         view: ArcSwap::from_pointee(empty),
         keys: KeyDirectory::default(),
         journal,
+        contents: Contents::new(content::Options {
+            mode: ContentMode::None,
+            max_content_bytes: 0,
+            buffer_bytes: 0,
+            dropped: IntCounter::new("dropped", "none is kept")?,
+        }),
         gate: Gate::new(0, 0),
         limiter,
         metrics: Metrics::try_new()?,

@@ -73,6 +73,7 @@ async fn metrics(State(Plane { shared, .. }): State<Plane>) -> Response {
     show_upstreams(&shared);
     shared.metrics.journal_pending_records.set(i64::try_from(shared.journal.pending()).unwrap_or(i64::MAX));
     shared.metrics.journal_bytes.set(i64::try_from(shared.journal.bytes()).unwrap_or(i64::MAX));
+    shared.metrics.content_bytes.set(i64::try_from(shared.contents.bytes()).unwrap_or(i64::MAX));
     match shared.metrics.encode() {
         Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),

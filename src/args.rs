@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use clap::{Args as ClapArgs, Parser, Subcommand};
-use tollgate_core::{key::IpNet, limit::ModelLimits};
+use tollgate_core::{content::ContentMode, key::IpNet, limit::ModelLimits};
 
 use crate::mock::MockArgs;
 
@@ -14,7 +14,7 @@ mod books;
 mod upstream;
 mod value;
 
-pub use books::{AuditArgs, Limit, PricesVerb, UsageArgs, UsageBy};
+pub use books::{AuditArgs, AuditVerb, Limit, PricesVerb, UsageArgs, UsageBy};
 pub use upstream::{DrainArgs, HandlingSettings, UpstreamRef, UpstreamSettings, UpstreamVerb};
 pub use value::{Allowed, Moment, Setting};
 
@@ -95,6 +95,9 @@ pub enum UserVerb {
         /// What is set.
         #[command(flatten)]
         limits: LimitSettings,
+        /// What is kept of the content of their requests.
+        #[command(flatten)]
+        content: ContentSetting,
     },
     /// List all users
     List,
@@ -111,6 +114,9 @@ pub enum UserVerb {
         /// What is set.
         #[command(flatten)]
         limits: LimitSettings,
+        /// What is kept of the content of their requests.
+        #[command(flatten)]
+        content: ContentSetting,
     },
     /// Refuse all keys of a user
     Disable(UserRef),
@@ -144,6 +150,15 @@ pub struct LimitSettings {
     /// Dollars per calendar month (UTC), such as 12.50; 0: no quota; default: as the config says
     #[arg(long, value_name = "USD", value_parser = value::nano_usd)]
     pub monthly_usd: Option<Setting<u64>>,
+}
+
+/// What is kept of the content of requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, ClapArgs)]
+pub struct ContentSetting {
+    /// What is kept of what is asked and answered: none, hash (of the prompt), redacted, full; default: as the user says, else the
+    /// config. What a key says goes before what its user says
+    #[arg(long, value_name = "MODE", value_parser = value::content)]
+    pub audit_content: Option<Setting<ContentMode>>,
 }
 
 /// `tollgate key`
@@ -215,6 +230,9 @@ pub struct KeySettings {
     /// was set; none: removes all
     #[arg(long, value_name = "MODEL=LIMIT:N,...")]
     pub model_limits: Option<Vec<Setting<ModelLimits>>>,
+    /// What is kept of the content of its requests.
+    #[command(flatten)]
+    pub content: ContentSetting,
 }
 
 /// `tollgate secret`
@@ -222,7 +240,7 @@ pub struct KeySettings {
 pub enum SecretVerb {
     /// Print a new Fernet key
     Generate,
-    /// Encrypt every credential in the database anew, with the first Fernet key; it may be broken off and repeated
+    /// Encrypt every credential, and all content of requests, in the database anew, with the first Fernet key; it may be broken off and repeated
     Rotate,
     /// Read a secret from standard input and print it encrypted, to be used in the config file
     Encrypt,
@@ -300,6 +318,11 @@ mod tests {
             "prices list --model gpt-4o --all",
             "prices import",
             "prices import prices.toml --effective 2026-12-01 --dry-run",
+            "audit show 01a2064e-f64e-721c-b060-d10f884060a7 --json",
+            "user create --name a --audit-content none",
+            "user update a --audit-content default",
+            "key create --user a --audit-content hash",
+            "key update ci --audit-content full",
             "secret generate",
             "secret rotate --json",
             "secret encrypt",
@@ -321,6 +344,7 @@ mod tests {
             ("upstream update a --probe-interval 200ms", "is less than 1s: a provider takes that for an attack"),
             ("upstream update a --rpm unlimited", "is not a whole number per minute; 0: not known"),
             ("upstream drain a --timeout 2d", "2d is not between 1s and 1d"),
+            ("user update a --audit-content off", "write none, hash, redacted or full, or default"),
         ] {
             let error = Args::try_parse_from(["tollgate"].into_iter().chain(line.split(' '))).expect_err(line);
             assert!(error.to_string().contains(says), "{line}: {error}");
@@ -367,6 +391,10 @@ mod tests {
             ("audit --limit many", ErrorKind::ValueValidation),
             ("prices import --effective soon", ErrorKind::ValueValidation),
             ("prices", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+            ("audit show", ErrorKind::MissingRequiredArgument),
+            ("audit show nothing", ErrorKind::ValueValidation),
+            ("user create --name a --audit-content some", ErrorKind::ValueValidation),
+            ("key update a --audit-content never", ErrorKind::ValueValidation),
             ("audit --follow --until 2026-01-01", ErrorKind::ArgumentConflict),
             ("frobnicate", ErrorKind::InvalidSubcommand),
         ];

@@ -19,12 +19,13 @@ use tollgate_core::{
 };
 
 use crate::{
-    args::{CREDENTIAL_VARIABLE, Verb},
+    args::{AuditArgs, AuditVerb, CREDENTIAL_VARIABLE, Verb},
     secrets::FernetKeys,
     store::{Store, StoreError},
 };
 
 mod audit;
+mod audit_show;
 mod init;
 mod key;
 mod listing;
@@ -114,6 +115,9 @@ pub async fn run(verb: Verb, ctx: CliContext<'_>) -> anyhow::Result<()> {
             upstream::run(verb, ctx, secret, &mut out).await
         }
         Verb::Usage(args) => usage::run(&args, &store, &mut out).await,
+        Verb::Audit(AuditArgs { verb: Some(AuditVerb::Show { request }), .. }) => {
+            audit_show::run(request, &store, &fernet, &actor, &mut out).await
+        }
         Verb::Audit(args) => audit::run(args, &store, &mut out, reader_is_gone).await,
         Verb::Prices(verb) => {
             let ctx = prices::Context { store: &store, models, actor: &actor };

@@ -36,6 +36,7 @@ use std::{
 use rustls::sign::CertifiedKey;
 use tollgate_core::{
     breaker,
+    content::ContentMode,
     key::IpNet,
     limit::policy::Policy,
     pool::Strategy,
@@ -230,16 +231,24 @@ pub struct Usage {
     pub batch: usize,
 }
 
-/// For how long what is known of single requests is kept. Sums are kept for ever.
+/// What is kept of single requests, and for how long. Sums are kept for ever.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Audit {
     /// Days that a row of the request log is kept at least; 0: for ever.
     pub retention_days: u32,
-    /// Days that a request's content is kept, if it is kept at all; 0: for ever.
+    /// What is kept of their content where neither key nor user says otherwise.
+    pub content: ContentMode,
+    /// For how many days content is kept; 0: for ever.
     pub content_retention_days: u32,
+    /// How much is kept of a request, and of its answer, in bytes.
+    pub max_content_bytes: usize,
+    /// How much content may be in memory at once, in bytes.
+    pub buffer_bytes: usize,
+    /// Regular expressions whose matches are taken out of redacted content, checked.
+    pub redact: Vec<String>,
 }
 
-/// Keys that encrypt upstreams' credentials.
+/// Keys that encrypt upstreams' credentials, and content.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Secrets {
     /// Fernet keys, checked; the first encrypts. Empty: the file is not there yet and must be made.

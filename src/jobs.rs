@@ -1,6 +1,7 @@
 //! What goes on beside the requests. Each job is a struct, a function that does one step, and a loop around it that ends
 //! with the server.
 
+pub mod content_writer;
 pub mod credential_files;
 mod give_way;
 pub mod journal_keeper;

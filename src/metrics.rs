@@ -69,6 +69,10 @@ pub struct Metrics {
     pub journal_lost_records_total: IntCounter,
     /// Bytes of the journal that were damaged and left out.
     pub journal_corrupt_bytes_total: IntCounter,
+    /// Requests whose content was not kept because there was no room for it, or no database.
+    pub content_dropped_total: IntCounter,
+    /// Bytes of content in memory.
+    pub content_bytes: IntGauge,
     /// Time to write one batch of usage records to the database, in seconds.
     pub usage_flush_seconds: Histogram,
     /// Ought limits to be shared through Redis, and are not: 1 or 0.
@@ -213,6 +217,11 @@ impl Metrics {
                 .counter("journal_lost_records_total", "Usage records lost because the journal had no room for them")?,
             journal_corrupt_bytes_total: declare
                 .counter("journal_corrupt_bytes_total", "Bytes of the journal that were damaged and left out")?,
+            content_dropped_total: declare.counter(
+                "content_dropped_total",
+                "Requests whose content was not kept because there was no room for it, or no database",
+            )?,
+            content_bytes: declare.gauge("content_bytes", "Bytes of content in memory")?,
             usage_flush_seconds: declare.histogram(
                 "usage_flush_seconds",
                 "Time to write one batch of usage records to the database",

@@ -1,4 +1,4 @@
-//! Fernet: how upstream credentials lie in the database.
+//! Fernet: how upstream credentials, and the content of requests, lie in the database.
 //!
 //! Several keys may be in use: the first encrypts, all decrypt, so that keys can be changed without a moment in which
 //! something cannot be read. They come from `TOLLGATE_FERNET_KEYS` or the file of `[secrets] fernet_keys_file`, which is
@@ -15,8 +15,9 @@ use std::{
     path::Path,
 };
 
+use base64::{Engine as _, engine::general_purpose::URL_SAFE};
 use fernet::Fernet;
-use tollgate_core::secret::Secret;
+use tollgate_core::{content::HashKey, secret::Secret};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::store::{Store, StoreError};
@@ -25,6 +26,8 @@ use crate::store::{Store, StoreError};
 const CHECK: &str = "fernet_check";
 /// What that value decrypts to.
 const CHECK_TEXT: &str = "tollgate";
+/// Where the database keeps the key of the hashes of prompts.
+const HASH_KEY: &str = "prompt_hash_key";
 
 /// Why a secret cannot be had. Never shows a key or a secret.
 #[derive(Debug, thiserror::Error)]
@@ -58,6 +61,9 @@ pub enum SecretsError {
          fernet_keys_file), or put them into TOLLGATE_FERNET_KEYS"
     )]
     Missing(String),
+    /// A key cannot be drawn.
+    #[error("the system gives no random numbers")]
+    NoRandomness,
     /// The database could not be asked.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -168,6 +174,57 @@ impl FernetKeys {
         }
     }
 
+    /// Encrypts content with the first key: a Fernet token, in bytes instead of its base64.
+    #[must_use]
+    pub fn seal(&self, content: &[u8]) -> Vec<u8> {
+        // What has just been encoded can be decoded.
+        URL_SAFE.decode(self.0[0].0.encrypt(content)).unwrap_or_default()
+    }
+
+    /// Decrypts what [`FernetKeys::seal`] made with any of the keys.
+    ///
+    /// # Errors
+    /// [`SecretsError::Undecryptable`].
+    pub fn open(&self, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, SecretsError> {
+        let token = URL_SAFE.encode(sealed);
+        let content = self.0.iter().find_map(|key| key.0.decrypt(&token).ok());
+        content.map(Zeroizing::new).ok_or(SecretsError::Undecryptable)
+    }
+
+    /// The same content, sealed with the first key; `None`: it is already.
+    ///
+    /// # Errors
+    /// [`SecretsError::Undecryptable`].
+    pub fn reseal(&self, sealed: &[u8]) -> Result<Option<Vec<u8>>, SecretsError> {
+        if self.is_current(&URL_SAFE.encode(sealed)) {
+            return Ok(None);
+        }
+        self.open(sealed).map(|content| Some(self.seal(&content)))
+    }
+
+    /// The key by which the hashes of prompts are made, the same on every replica and for as long as the database lasts. It is kept
+    /// in there, encrypted; one that has none yet gets a new one.
+    ///
+    /// # Errors
+    /// If no key decrypts it, or it is damaged; if the system gives no random numbers; or the database's.
+    pub async fn hash_key(&self, store: &Store) -> Result<HashKey, SecretsError> {
+        let kept = match store.meta(HASH_KEY).await? {
+            Some(kept) => kept,
+            None => {
+                let mut random = Zeroizing::new([0; 32]);
+                getrandom::fill(&mut *random).map_err(|_| SecretsError::NoRandomness)?;
+                let fresh = Secret::new(URL_SAFE.encode(*random));
+                store.meta_or_insert(HASH_KEY, &self.encrypt(&fresh)).await?
+            }
+        };
+        let mut bytes = Zeroizing::new([0; 32]);
+        let text = self.decrypt(&kept)?;
+        match URL_SAFE.decode_slice_unchecked(text.expose(), &mut *bytes) {
+            Ok(32) => Ok(HashKey::from_random(*bytes)),
+            _ => Err(SecretsError::Undecryptable),
+        }
+    }
+
     /// Are these the keys of this database? One that has had none yet takes these.
     ///
     /// # Errors
@@ -183,17 +240,20 @@ impl FernetKeys {
         }
     }
 
-    /// Encrypts the value that tells whether keys fit this database with the first key, so that it will do alone.
+    /// Encrypts what the database itself needs with the first key, so that it will do alone: the key of the hashes of prompts, and
+    /// last the value that tells whether keys fit.
     ///
     /// # Errors
     /// [`SecretsError::Undecryptable`], or the database's.
     pub async fn rotate_check(&self, store: &Store) -> Result<(), SecretsError> {
-        let Some(kept) = store.meta(CHECK).await? else { return Ok(()) };
-        match self.rotate(&kept)? {
-            // Somebody else who did it at the same time did it as well.
-            Some(rotated) => Ok(store.replace_meta(CHECK, &kept, &rotated).await?),
-            None => Ok(()),
+        for name in [HASH_KEY, CHECK] {
+            let Some(kept) = store.meta(name).await? else { continue };
+            if let Some(rotated) = self.rotate(&kept)? {
+                // Somebody else who did it at the same time did it as well.
+                store.replace_meta(name, &kept, &rotated).await?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -243,6 +303,8 @@ fn in_file(path: &Path, source: std::io::Error) -> SecretsError {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use tollgate_core::{content::prompt_hash, route::Dialect};
+
     use super::*;
 
     fn secret(text: &str) -> Secret {
@@ -273,6 +335,40 @@ mod tests {
         assert_eq!(both.rotate(&by_new).unwrap(), None);
         let foreign = FernetKeys::try_new([&generate_key()]).unwrap().encrypt(&secret("sk-1"));
         assert!(matches!(both.rotate(&foreign), Err(SecretsError::Undecryptable)));
+    }
+
+    #[test]
+    fn content_is_sealed_in_bytes_and_resealed_once() {
+        let (old, new) = (generate_key(), generate_key());
+        let by_old = FernetKeys::try_new([&old]).unwrap();
+        for content in [&b""[..], b"a", &[0xff; 1000]] {
+            let sealed = by_old.seal(content);
+            assert_eq!((sealed[0], sealed.len() % 16), (0x80, 9), "version, time, vector, blocks, check");
+            assert_eq!(&**by_old.open(&sealed).unwrap(), content);
+            let both = FernetKeys::try_new([&new, &old]).unwrap();
+            let resealed = both.reseal(&sealed).unwrap().unwrap();
+            assert_eq!(both.reseal(&resealed).unwrap(), None);
+            assert_eq!(&**FernetKeys::try_new([&new]).unwrap().open(&resealed).unwrap(), content);
+            assert!(matches!(by_old.open(&resealed), Err(SecretsError::Undecryptable)));
+            assert!(matches!(by_old.open(&sealed[1..]), Err(SecretsError::Undecryptable)));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_key_of_the_hashes_is_made_once_and_rotated() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(&format!("sqlite://{}/db", directory.path().display())).await.unwrap();
+        store.migrate().await.unwrap();
+        let (old, new) = (generate_key(), generate_key());
+        let hash = async |keys: &FernetKeys| {
+            keys.hash_key(&store).await.map(|key| prompt_hash(&key, Dialect::Completions, b"{\"prompt\":\"a\"}"))
+        };
+        let by_old = FernetKeys::try_new([&old]).unwrap();
+        let first = hash(&by_old).await.unwrap();
+        assert_eq!(hash(&by_old).await.unwrap(), first);
+        FernetKeys::try_new([&new, &old]).unwrap().rotate_check(&store).await.unwrap();
+        assert_eq!(hash(&FernetKeys::try_new([&new]).unwrap()).await.unwrap(), first, "the hashes stay comparable");
+        assert!(matches!(hash(&by_old).await, Err(SecretsError::Undecryptable)));
     }
 
     #[test]

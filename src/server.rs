@@ -21,16 +21,19 @@ use pingora_core::{
 use pingora_proxy::{ProcessCustomSession, ProxyServiceBuilder};
 use tokio::sync::{Notify, watch};
 use tollgate_core::{
-    price::book::PriceBook, retention::Kept, retry::Budget, secret::Secret, snapshot::Snapshot, upstream::Upstream,
+    price::book::PriceBook, redact::Redactor, retention::Kept, retry::Budget, secret::Secret, snapshot::Snapshot,
+    upstream::Upstream,
 };
 
 use crate::{
     admin::Admin,
     config::{self, Audit, Config, CredentialSource, OnRedisDown, UpstreamSpec},
     connector::OnePieceConnector,
+    content::{self, Contents},
     drain::{Drain, Stop},
     jobs::{
         self,
+        content_writer::{self, ContentWriter},
         journal_keeper::JournalKeeper,
         limits::Limits,
         models::Models,
@@ -47,6 +50,7 @@ use crate::{
     metrics::Metrics,
     peers::Peers,
     proxy::Gateway,
+    seal::Sealer,
     secrets::{self, FernetKeys},
     shared::{KeyDirectory, Notices, Settings, Shared, View},
     store::Store,
@@ -61,6 +65,7 @@ pub struct Assembly {
     server: Server,
     shared: Arc<Shared>,
     writer: Arc<UsageWriter>,
+    content_writer: Arc<ContentWriter>,
     listeners: watch::Sender<bool>,
     grace: Duration,
     /// Where it listens.
@@ -86,14 +91,16 @@ impl Assembly {
     pub fn build(config: Config) -> anyhow::Result<Self> {
         // Pools belong to the runtime they are made in; this one is gone before the server starts.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (shared, refresh, writer, limits) = runtime.block_on(load(&config))?;
+        let Loaded { shared, refresh, writer, content_writer, limits } = runtime.block_on(load(&config))?;
         drop(runtime);
         let (listeners, drain) = watch::channel(false);
         let mut server = Server::new_with_opt_and_conf(None, server_conf(&config));
         server.bootstrap();
         let (data_plane, mut addresses) = data_plane(&config, &server, &shared, drain.clone())?;
         server.add_service(data_plane);
+        let content_writer = Arc::new(content_writer);
         let jobs = Together::default()
+            .with(content_writer::Service(Arc::clone(&content_writer)))
             .with(refresh)
             .with(Probes::new(Arc::clone(&shared)))
             .with(jobs::notices::Notices::new(Arc::clone(&shared)))
@@ -112,7 +119,8 @@ impl Assembly {
             addresses.admin = Some(listener.local_addr()?);
             server.add_service(background_service("admin", Admin::new(Arc::clone(&shared), listener, drain.clone())));
         }
-        Ok(Self { server, shared, writer, listeners, grace: config.server.grace_period, addresses })
+        let grace = config.server.grace_period;
+        Ok(Self { server, shared, writer, content_writer, listeners, grace, addresses })
     }
 
     /// Serves until `stop`, finishes what is under way, and writes the last usage.
@@ -132,13 +140,22 @@ impl Assembly {
         let drain = Drain { stop, listeners: self.listeners, requests, grace: self.grace };
         self.server.run(RunArgs { shutdown_signal: Box::new(drain) });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(self.writer.drain(LAST_FLUSH));
+        runtime.block_on(async { tokio::join!(self.writer.drain(LAST_FLUSH), self.content_writer.drain(LAST_FLUSH)) });
         self.shared.journal.close();
         Ok(())
     }
 }
 
-async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWriter, Limits)> {
+/// What is there once the database was read.
+struct Loaded {
+    shared: Arc<Shared>,
+    refresh: Refresh,
+    writer: UsageWriter,
+    content_writer: ContentWriter,
+    limits: Limits,
+}
+
+async fn load(config: &Config) -> anyhow::Result<Loaded> {
     let store = Store::open(config.store.url.expose()).await?;
     store.migrate().await.context("[store] url: the database cannot be used")?;
     let fernet = secrets::keys_for(&config.secrets.fernet_keys, &config.secrets.fernet_keys_file, &store).await?;
@@ -149,10 +166,12 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     let metrics = Metrics::try_new()?;
     let limiter = limiter(config, &metrics)?;
     let journal = journal(config, &metrics, &limiter)?;
+    let (contents, sealer) = (contents(config, &metrics), sealer(config, &fernet, &store).await?);
     let shared = Arc::new(Shared {
         view: ArcSwap::from_pointee(empty),
         keys: KeyDirectory::default(),
         journal,
+        contents,
         gate: Gate::new(config.limits.gate.requests_per_second, config.limits.gate.failed_keys_per_minute),
         limiter,
         metrics,
@@ -184,10 +203,29 @@ async fn load(config: &Config) -> anyhow::Result<(Arc<Shared>, Refresh, UsageWri
     refresh.step(&store).await?;
     let (url, usage) = (config.store.url.clone(), &config.usage);
     let writer = UsageWriter::new(Arc::clone(&shared), url, usage.flush_interval, usage.batch);
+    let url = config.store.url.clone();
+    let content_writer = ContentWriter::new(Arc::clone(&shared), url, sealer, usage.flush_interval);
     let limits = Limits::new(Arc::clone(&shared), config.store.url.clone());
     limits.load(&store).await?;
     store.close().await;
-    Ok((shared, refresh, writer, limits))
+    Ok(Loaded { shared, refresh, writer, content_writer, limits })
+}
+
+fn contents(config: &Config, metrics: &Metrics) -> Contents {
+    let audit = &config.audit;
+    Contents::new(content::Options {
+        mode: audit.content,
+        max_content_bytes: audit.max_content_bytes,
+        buffer_bytes: audit.buffer_bytes,
+        dropped: metrics.content_dropped_total.clone(),
+    })
+}
+
+async fn sealer(config: &Config, fernet: &FernetKeys, store: &Store) -> anyhow::Result<Sealer> {
+    let audit = &config.audit;
+    let redactor = Redactor::try_new(audit.redact.iter().map(String::as_str)).context("[audit] redact")?;
+    let hash_key = fernet.hash_key(store).await.context("the key of the hashes of prompts in the database")?;
+    Ok(Sealer::new(fernet.clone(), hash_key, redactor, audit.max_content_bytes))
 }
 
 fn limiter(config: &Config, metrics: &Metrics) -> anyhow::Result<Limiter> {

@@ -25,6 +25,7 @@ use tollgate_core::{
 };
 
 use crate::{
+    content::Contents,
     journal::Journal,
     limiter::{Limiter, gate::Gate},
     metrics::Metrics,
@@ -66,6 +67,8 @@ pub struct Shared {
     pub keys: KeyDirectory,
     /// Where usage is handed over.
     pub journal: Journal,
+    /// Where content is handed over, of requests whose content is kept.
+    pub contents: Contents,
     /// Who turns an address away that asks too much.
     pub gate: Gate,
     /// What holds everybody to their limits.

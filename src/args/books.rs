@@ -4,6 +4,8 @@ use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args as ClapArgs, Subcommand};
 
+use uuid::Uuid;
+
 use super::Moment;
 use crate::store::GroupBy;
 
@@ -63,7 +65,11 @@ impl From<UsageBy> for GroupBy {
 
 /// `tollgate audit`
 #[derive(Clone, Debug, ClapArgs)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct AuditArgs {
+    /// What else there is to see.
+    #[command(subcommand)]
+    pub verb: Option<AuditVerb>,
     /// From then on: a time, a date, or so long ago, such as 1h
     #[arg(long, value_name = "WHEN")]
     pub since: Option<Moment>,
@@ -97,6 +103,17 @@ pub struct AuditArgs {
     /// Go on printing rows as they are booked, after the newest ones; with --json one object per line
     #[arg(long)]
     pub follow: bool,
+}
+
+/// `tollgate audit ...`
+#[derive(Clone, Debug, Subcommand)]
+pub enum AuditVerb {
+    /// Show one request, with what is kept of its content; whoever looks at content is noted in the log of changes
+    Show {
+        /// Its id, as `tollgate audit` lists it and x-request-id tells it
+        #[arg(value_name = "REQUEST_ID")]
+        request: Uuid,
+    },
 }
 
 /// How many rows.

@@ -3,7 +3,9 @@
 use std::{str::FromStr, time::Duration};
 
 use chrono::{DateTime, Days, NaiveDate, NaiveTime, TimeDelta, Utc};
-use tollgate_core::{key::IpNet, limit::written, units::parse_duration_within, upstream::written as handling};
+use tollgate_core::{
+    content::ContentMode, key::IpNet, limit::written, units::parse_duration_within, upstream::written as handling,
+};
 
 /// A setting that can be taken back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +86,15 @@ fn handled<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, String>) -> Resu
         }
         _ => parse(text).map(Setting::To),
     }
+}
+
+/// Here `none` is a value, so only `default` takes the setting back.
+pub(super) fn content(text: &str) -> Result<Setting<ContentMode>, String> {
+    if text == "default" {
+        return Ok(Setting::Unset);
+    }
+    let wrong = |_| "write none, hash, redacted or full, or default to take the setting back".to_owned();
+    text.parse().map(Setting::To).map_err(wrong)
 }
 
 /// How long somebody waits in front of a terminal.

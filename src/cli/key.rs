@@ -2,7 +2,7 @@
 
 use chrono::{SubsecRound, Utc};
 use serde_json::{Value, json};
-use tollgate_core::{key::ApiKey, limit::ModelLimits};
+use tollgate_core::{content::ContentMode, key::ApiKey, limit::ModelLimits};
 use zeroize::Zeroizing;
 
 use super::{Output, WrongUse, output::time};
@@ -11,7 +11,7 @@ use crate::{
     store::{KeySpec, Store, StoredKey},
 };
 
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 14] = [
     "id",
     "user",
     "name",
@@ -24,6 +24,7 @@ const COLUMNS: [&str; 13] = [
     "concurrency",
     "monthly_tokens",
     "monthly_nano_usd",
+    "audit_content",
     "expires_at",
 ];
 
@@ -121,6 +122,7 @@ impl Resolved {
     fn apply(&self, spec: &mut KeySpec) {
         let settings = &self.settings;
         settings.limits.apply(&mut spec.limits);
+        settings.content.apply(&mut spec.audit_content);
         spec.model_limits = self.model_limits.clone().unwrap_or_else(|| std::mem::take(&mut spec.model_limits));
         spec.expires_at = self.expires_at.unwrap_or(spec.expires_at);
         if let Some(models) = &settings.models {
@@ -168,6 +170,7 @@ fn view(key: &StoredKey) -> Value {
         "tpm": spec.limits.tpm, "concurrency": spec.limits.concurrency, "monthly_tokens": spec.limits.monthly_tokens,
         "monthly_nano_usd": spec.limits.monthly_nano_usd,
         "model_limits": spec.model_limits.iter().map(view_of_model).collect::<Vec<_>>(),
+        "audit_content": spec.audit_content.map(ContentMode::as_str),
         "created_at": time(key.created_at), "expires_at": time(spec.expires_at), "revoked_at": time(key.revoked_at),
     })
 }

@@ -1,22 +1,33 @@
 //! `tollgate user`
 
 use serde_json::{Value, json};
-use tollgate_core::limit::Limits;
+use tollgate_core::{content::ContentMode, limit::Limits};
 
 use super::{Output, WrongUse, output::time};
 use crate::{
-    args::{LimitSettings, Setting, UserVerb},
+    args::{ContentSetting, LimitSettings, Setting, UserVerb},
     store::{Store, StoredUser, UserSpec},
 };
 
-const COLUMNS: [&str; 9] =
-    ["id", "name", "disabled", "rpm", "tpm", "concurrency", "monthly_tokens", "monthly_nano_usd", "created_at"];
+const COLUMNS: [&str; 10] = [
+    "id",
+    "name",
+    "disabled",
+    "rpm",
+    "tpm",
+    "concurrency",
+    "monthly_tokens",
+    "monthly_nano_usd",
+    "audit_content",
+    "created_at",
+];
 
 pub(super) async fn run(verb: UserVerb, store: &Store, actor: &str, out: &mut Output<'_>) -> anyhow::Result<()> {
     match verb {
-        UserVerb::Create { name, limits } => {
+        UserVerb::Create { name, limits, content } => {
             let mut spec = UserSpec { name, ..UserSpec::default() };
             limits.apply(&mut spec.limits);
+            content.apply(&mut spec.audit_content);
             let user = store.create_user(&spec, actor).await?;
             out.done(&view(&user), &format!("created user {} (id {})", user.spec.name, user.id))?;
         }
@@ -25,13 +36,14 @@ pub(super) async fn run(verb: UserVerb, store: &Store, actor: &str, out: &mut Ou
             out.list(&rows, &COLUMNS)?;
         }
         UserVerb::Show(which) => out.show(&view(&store.find_user(&which.user).await?))?,
-        UserVerb::Update { user, name, limits } => {
-            if name.is_none() && limits == LimitSettings::default() {
+        UserVerb::Update { user, name, limits, content } => {
+            if name.is_none() && limits == LimitSettings::default() && content == ContentSetting::default() {
                 return Err(WrongUse("say what to change: see `tollgate user update --help`".to_owned()).into());
             }
             let id = store.find_user(&user.user).await?.id;
             let edit = |spec: &mut UserSpec| {
                 limits.apply(&mut spec.limits);
+                content.apply(&mut spec.audit_content);
                 spec.name = name.unwrap_or_else(|| std::mem::take(&mut spec.name));
             };
             let user = store.update_user(id, actor, edit).await?;
@@ -67,12 +79,20 @@ impl LimitSettings {
     }
 }
 
+impl ContentSetting {
+    /// Changes what is set.
+    pub(super) fn apply(self, mode: &mut Option<ContentMode>) {
+        *mode = self.audit_content.map_or(*mode, Setting::value);
+    }
+}
+
 fn view(user: &StoredUser) -> Value {
     let spec = &user.spec;
     json!({
         "id": user.id, "name": spec.name, "disabled": spec.disabled, "rpm": spec.limits.rpm, "tpm": spec.limits.tpm,
         "concurrency": spec.limits.concurrency, "monthly_tokens": spec.limits.monthly_tokens,
-        "monthly_nano_usd": spec.limits.monthly_nano_usd, "created_at": time(user.created_at),
+        "monthly_nano_usd": spec.limits.monthly_nano_usd,
+        "audit_content": spec.audit_content.map(ContentMode::as_str), "created_at": time(user.created_at),
         "disabled_at": time(user.disabled_at),
     })
 }

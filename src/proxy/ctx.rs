@@ -28,6 +28,7 @@ use super::{
     downstream::Handle,
 };
 use crate::{
+    content::Capture,
     journal::{Journal, Open, Output},
     limiter::Reservation,
     shared::{Held, View},
@@ -62,6 +63,8 @@ pub struct RequestCtx {
     pub view: Option<Arc<View>>,
     /// What is asked for; set once the request may be forwarded.
     pub ask: Option<Ask>,
+    /// Its content, if that is to be kept.
+    pub content: Option<Box<Capture>>,
     /// Finished attempts.
     pub attempts: Vec<Attempt>,
     /// Attempts that failed because a kept connection was closed; they do not count.
@@ -240,6 +243,7 @@ impl RequestCtx {
             key: None,
             view: None,
             ask: None,
+            content: None,
             attempts: Vec::new(),
             stale_retries: 0,
             tried: Vec::new(),
@@ -271,6 +275,27 @@ impl RequestCtx {
         self.provider_request_id = None;
         if let Some(handle) = &self.downstream {
             handle.discard();
+        }
+        if let Some(content) = &mut self.content {
+            content.forget_answer();
+        }
+    }
+
+    /// Takes note of a piece of the answer that the client gets, if content is to be kept.
+    pub fn keep_content(&mut self, piece: &[u8]) {
+        let is_stream = matches!(self.meter, Meter::Stream(_));
+        if self.content.as_mut().is_some_and(|content| !content.see(piece, is_stream)) {
+            self.content = None;
+        }
+    }
+
+    /// The client gets this answer, and nothing of what was seen of another, if content is to be kept.
+    pub fn replace_content(&mut self, body: &[u8]) {
+        if let Some(content) = &mut self.content {
+            content.forget_answer();
+            if !content.see(body, false) {
+                self.content = None;
+            }
         }
     }
 

@@ -134,6 +134,7 @@ pub async fn answer(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
             return nothing_more;
         }
     };
+    ctx.replace_content(&answer.body);
     let error_code = answer.header.status.as_u16();
     if let Err(gone) = answer.send(session).await {
         tracing::debug!(request_id = %ctx.request_id, error = %gone, "the client is gone");

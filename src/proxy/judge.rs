@@ -81,6 +81,7 @@ pub fn give_up(shared: &Shared, ctx: &mut RequestCtx) -> Box<Error> {
 pub fn replace(shared: &Shared, ctx: &mut RequestCtx) -> Result<()> {
     let denial = ctx.no_upstream(shared);
     let answer = last_answer(shared, ctx, || denial)?;
+    ctx.replace_content(&answer.body);
     let ending = Ending::of_answer(answer.header.status.as_u16());
     let code = ctx.denial.as_ref().map_or(ending.code, |denial| denial.code().into());
     ctx.close(Ending { code, ..ending });

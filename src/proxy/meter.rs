@@ -71,6 +71,9 @@ pub fn filter(
             }
         }
     }
+    if let (Some(_), Some(piece)) = (&ctx.content, &body) {
+        ctx.keep_content(piece);
+    }
     if is_over {
         end(shared, ctx);
         if let (false, Some(handle)) = (is_end, &ctx.downstream) {

@@ -29,6 +29,9 @@ impl RequestCtx {
         let mut produced = self.produced.take().unwrap_or_else(|| Meter::None.into());
         let output = std::mem::replace(&mut produced.output, Output::None);
         self.record(&ending, &produced, output);
+        if let Some(content) = self.content.take() {
+            content.finish();
+        }
         (self.produced, self.ending) = (Some(produced), Some(ending));
     }
 

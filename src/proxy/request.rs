@@ -27,6 +27,7 @@ use super::{
     reply, route,
 };
 use crate::{
+    content::Asked,
     limiter::{self, Admission, Refused},
     shared::{KeyDirectory, Shared},
 };
@@ -64,7 +65,9 @@ pub async fn filter(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx
     shared.metrics.denial(&denial);
     let answer = reply::denial(ctx.request_id, &ctx.standing, &denial);
     ctx.denial = Some(denial);
-    answer?.send(session).await.map(|()| true)
+    let answer = answer?;
+    ctx.replace_content(&answer.body);
+    answer.send(session).await.map(|()| true)
 }
 
 async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) -> Result<bool, Failure> {
@@ -91,6 +94,7 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
             let need = admit(shared, ctx, &key, &ask).await.map_err(Failure::Denied)?;
             begin_record(shared, ctx, &key, &ask, need).map_err(Failure::Denied)?;
             ask.tokens = need.amount.tokens;
+            ctx.content = shared.contents.begin(&key, || asked(ctx, &ask));
             ctx.ask = Some(ask);
             shared.retry_budget.deposit(shared.now_ms());
             // Here and not in Pingora's own phase: that one's connection ends if there is no upstream.
@@ -184,6 +188,11 @@ fn begin_record(shared: &Shared, ctx: &mut RequestCtx, key: &KeyEntry, ask: &Ask
         return Err(Denial::JournalFull);
     }
     Ok(())
+}
+
+/// What of the request is kept, where content is.
+fn asked(ctx: &RequestCtx, ask: &Ask) -> Asked {
+    Asked { request_id: ctx.request_id, started_at: ctx.arrived_at, dialect: ask.dialect, body: ask.body.clone() }
 }
 
 fn model_object(name: &str) -> serde_json::Value {

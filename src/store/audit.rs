@@ -14,6 +14,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 use sqlx::{Encode, QueryBuilder, Type};
 use tollgate_core::id::{KeyId, UserId};
+use uuid::Uuid;
 
 use super::{Pool, Store, StoreError, listing::push_conditions};
 
@@ -39,6 +40,8 @@ pub struct AuditFilter {
     pub status: Option<u16>,
     /// Code of its error; `ok`: it had none.
     pub code: Option<String>,
+    /// This one request; its time must be within the others.
+    pub request: Option<Uuid>,
     /// Only rows after this place.
     pub before: Option<Cursor>,
     /// Only rows that were booked up to there.

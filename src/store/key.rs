@@ -6,19 +6,21 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use tollgate_core::{
+    content::ContentMode,
     id::{KeyId, UserId, check_name},
     key::{ApiKey, IpNet, KeyEntry, KeyHash},
     limit::{Limits, ModelLimits, written},
     user::User,
 };
 
-use super::{Store, StoreError, admin::Entry, change, now, number, on_pool};
+use super::{Store, StoreError, admin::Entry, change, now, number, on_pool, user::content_mode};
 
 macro_rules! select {
     ($($rest:literal),*) => {
         concat!(
             "SELECT k.id, k.user_id, u.name AS user_name, k.name, k.key_hash, k.prefix, k.models, k.allow_ip, k.rpm, k.tpm,
-                    k.concurrency, k.monthly_tokens, k.monthly_nano_usd, k.model_limits, k.created_at, k.expires_at, k.revoked_at
+                    k.concurrency, k.monthly_tokens, k.monthly_nano_usd, k.model_limits, k.audit_content,
+                    k.created_at, k.expires_at, k.revoked_at
              FROM api_keys k JOIN users u ON u.id = k.user_id ",
             $($rest),*
         )
@@ -39,6 +41,8 @@ pub struct KeySpec {
     pub limits: Limits,
     /// Limits of single models, each named once.
     pub model_limits: Vec<ModelLimits>,
+    /// What is kept of the content of its requests, where it differs from what its user says.
+    pub audit_content: Option<ContentMode>,
     /// When it ceases to work.
     pub expires_at: Option<DateTime<Utc>>,
 }
@@ -77,6 +81,7 @@ impl StoredKey {
             allow_ip: self.spec.allow_ip.clone(),
             limits: self.spec.limits,
             model_limits: self.spec.model_limits.clone(),
+            audit_content: self.spec.audit_content,
             expires_at: self.spec.expires_at,
             revoked_at: self.revoked_at,
         }
@@ -99,6 +104,7 @@ pub(super) struct Row {
     monthly_tokens: Option<i64>,
     monthly_nano_usd: Option<i64>,
     model_limits: String,
+    audit_content: Option<String>,
     created_at: DateTime<Utc>,
     expires_at: Option<DateTime<Utc>>,
     revoked_at: Option<DateTime<Utc>>,
@@ -129,6 +135,7 @@ impl TryFrom<Row> for StoredKey {
                     monthly_nano_usd: row.monthly_nano_usd.map(number::count),
                 },
                 model_limits: serde_json::from_str(&row.model_limits).map_err(|_| corrupt("model_limits"))?,
+                audit_content: content_mode(row.audit_content.as_deref()),
                 expires_at: row.expires_at,
             },
             hash: KeyHash(row.key_hash.as_slice().try_into().map_err(|_| corrupt("key_hash"))?),
@@ -156,9 +163,9 @@ impl Store {
         let row: Row = change!(self, by, |tx, seq| {
             let id: i64 = sqlx::query_scalar(
                 "INSERT INTO api_keys (user_id, name, key_hash, prefix, models, allow_ip, rpm, tpm, concurrency,
-                                       monthly_tokens, monthly_nano_usd, model_limits, created_at, expires_at,
-                                       changed_seq)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15) RETURNING id",
+                                       monthly_tokens, monthly_nano_usd, model_limits, audit_content, created_at,
+                                       expires_at, changed_seq)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16) RETURNING id",
             )
             .bind(user.0)
             .bind(&spec.name)
@@ -172,6 +179,7 @@ impl Store {
             .bind(spec.limits.monthly_tokens.map(number::big))
             .bind(spec.limits.monthly_nano_usd.map(number::big))
             .bind(json!(spec.model_limits).to_string())
+            .bind(spec.audit_content.map(ContentMode::as_str))
             .bind(now())
             .bind(spec.expires_at)
             .bind(seq)
@@ -203,9 +211,9 @@ impl Store {
             check(spec)?;
             sqlx::query(
                 "UPDATE api_keys SET name = $1, models = $2, allow_ip = $3, rpm = $4, tpm = $5, concurrency = $6,
-                                     monthly_tokens = $7, monthly_nano_usd = $8, model_limits = $9, expires_at = $10,
-                                     changed_seq = $11
-                 WHERE id = $12",
+                                     monthly_tokens = $7, monthly_nano_usd = $8, model_limits = $9, audit_content = $10,
+                                     expires_at = $11, changed_seq = $12
+                 WHERE id = $13",
             )
             .bind(&spec.name)
             .bind(json!(spec.models).to_string())
@@ -216,6 +224,7 @@ impl Store {
             .bind(spec.limits.monthly_tokens.map(number::big))
             .bind(spec.limits.monthly_nano_usd.map(number::big))
             .bind(json!(spec.model_limits).to_string())
+            .bind(spec.audit_content.map(ContentMode::as_str))
             .bind(spec.expires_at)
             .bind(seq)
             .bind(id.0)
@@ -338,6 +347,7 @@ fn detail(user: UserId, prefix: &str, spec: &KeySpec) -> serde_json::Value {
     json!({
         "user_id": user, "prefix": prefix, "name": spec.name, "models": spec.models,
         "allow_ip": spec.allow_ip.iter().map(ToString::to_string).collect::<Vec<_>>(), "limits": spec.limits,
-        "model_limits": spec.model_limits, "expires_at": spec.expires_at.map(|at| at.to_rfc3339()),
+        "model_limits": spec.model_limits, "audit_content": spec.audit_content.map(ContentMode::as_str),
+        "expires_at": spec.expires_at.map(|at| at.to_rfc3339()),
     })
 }

@@ -139,17 +139,21 @@ fn push_select<DB: Database>(query: &mut QueryBuilder<DB>, booked: &str) {
     query.push("SELECT ").push(COLUMNS).push(", ").push(booked).push(" AS booked FROM ");
 }
 
-/// Everything, by the primary key.
+/// Everything, or one request, by the primary key.
 fn push_all<'f, DB>(query: &mut QueryBuilder<DB>, filter: &'f AuditFilter, booked: &str)
 where
     DB: Database,
     DateTime<Utc>: Encode<'f, DB> + Type<DB>,
+    String: Encode<'f, DB> + Type<DB>,
     i64: Encode<'f, DB> + Type<DB>,
     &'f str: Encode<'f, DB> + Type<DB>,
 {
     push_select(query, booked);
     query.push("request_log r").push(NAMES).push(" WHERE 1 = 1");
     push_conditions(query, filter);
+    if let Some(request) = filter.request {
+        query.push(" AND CAST(r.request_id AS TEXT) = ").push_bind(request.hyphenated().to_string());
+    }
     push_places(query, filter, booked);
     query.push(ORDER).push_bind(i64::from(filter.limit));
 }

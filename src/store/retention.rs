@@ -1,6 +1,6 @@
 //! Keeping the tables that grow within bounds: what is old goes, in steps that nobody has to wait for.
 //!
-//! On PostgreSQL such a table has a part for each month (see [`retention_postgres`](super::retention_postgres)), on SQLite its
+//! On PostgreSQL such a table has a part for each month (see [`retention_postgres`]), on SQLite its
 //! rows go a few at a time. Either way a step is one short transaction that may be broken off or repeated, and any number of
 //! processes may take steps at once. The sums are not touched: they stay for ever.
 

@@ -3,6 +3,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use tollgate_core::{
+    content::ContentMode,
     id::{UserId, check_name},
     limit::Limits,
     user::User,
@@ -12,7 +13,7 @@ use super::{Store, StoreError, admin::Entry, change, now, number, on_pool};
 
 macro_rules! columns {
     () => {
-        "id, name, rpm, tpm, concurrency, monthly_tokens, monthly_nano_usd, created_at, disabled_at"
+        "id, name, rpm, tpm, concurrency, monthly_tokens, monthly_nano_usd, audit_content, created_at, disabled_at"
     };
 }
 pub(super) use columns;
@@ -26,6 +27,8 @@ pub struct UserSpec {
     pub disabled: bool,
     /// Limits and quota over all keys of this user, where they differ from the default.
     pub limits: Limits,
+    /// What is kept of the content of their requests, where it differs from the default.
+    pub audit_content: Option<ContentMode>,
 }
 
 /// A row of `users`.
@@ -45,7 +48,8 @@ impl StoredUser {
     /// The user as requests see them.
     #[must_use]
     pub fn to_user(&self) -> User {
-        User { id: self.id, name: self.spec.name.clone(), disabled: self.spec.disabled, limits: self.spec.limits }
+        let UserSpec { name, disabled, limits, audit_content } = self.spec.clone();
+        User { id: self.id, name, disabled, limits, audit_content }
     }
 }
 
@@ -58,6 +62,7 @@ pub(super) struct Row {
     concurrency: Option<i64>,
     monthly_tokens: Option<i64>,
     monthly_nano_usd: Option<i64>,
+    audit_content: Option<String>,
     created_at: DateTime<Utc>,
     disabled_at: Option<DateTime<Utc>>,
 }
@@ -76,6 +81,7 @@ impl From<Row> for StoredUser {
                     monthly_tokens: row.monthly_tokens.map(number::count),
                     monthly_nano_usd: row.monthly_nano_usd.map(number::count),
                 },
+                audit_content: content_mode(row.audit_content.as_deref()),
             },
             created_at: row.created_at,
             disabled_at: row.disabled_at,
@@ -92,9 +98,9 @@ impl Store {
         check_name(&spec.name).map_err(StoreError::Invalid)?;
         let row: Row = change!(self, by, |tx, seq| {
             let row: Row = sqlx::query_as(concat!(
-                "INSERT INTO users (name, rpm, tpm, concurrency, monthly_tokens, monthly_nano_usd, created_at,
-                                    disabled_at, changed_seq)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING ",
+                "INSERT INTO users (name, rpm, tpm, concurrency, monthly_tokens, monthly_nano_usd, audit_content,
+                                    created_at, disabled_at, changed_seq)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING ",
                 columns!()
             ))
             .bind(&spec.name)
@@ -103,6 +109,7 @@ impl Store {
             .bind(spec.limits.concurrency.map(i64::from))
             .bind(spec.limits.monthly_tokens.map(number::big))
             .bind(spec.limits.monthly_nano_usd.map(number::big))
+            .bind(spec.audit_content.map(ContentMode::as_str))
             .bind(now())
             .bind(spec.disabled.then(now))
             .bind(seq)
@@ -137,8 +144,8 @@ impl Store {
             user.disabled_at = spec.disabled.then(|| user.disabled_at.unwrap_or_else(now));
             sqlx::query(
                 "UPDATE users SET name = $1, rpm = $2, tpm = $3, concurrency = $4, monthly_tokens = $5,
-                                  monthly_nano_usd = $6, disabled_at = $7, changed_seq = $8
-                 WHERE id = $9",
+                                  monthly_nano_usd = $6, audit_content = $7, disabled_at = $8, changed_seq = $9
+                 WHERE id = $10",
             )
             .bind(&spec.name)
             .bind(spec.limits.rpm.map(i64::from))
@@ -146,6 +153,7 @@ impl Store {
             .bind(spec.limits.concurrency.map(i64::from))
             .bind(spec.limits.monthly_tokens.map(number::big))
             .bind(spec.limits.monthly_nano_usd.map(number::big))
+            .bind(spec.audit_content.map(ContentMode::as_str))
             .bind(user.disabled_at)
             .bind(seq)
             .bind(id.0)
@@ -180,6 +188,11 @@ impl Store {
     }
 }
 
+/// The mode in a row, whose column takes no other words. One that a newer tollgate knows keeps less than this one could.
+pub(super) fn content_mode(text: Option<&str>) -> Option<ContentMode> {
+    text.map(|text| text.parse().unwrap_or_default())
+}
+
 fn name_taken(error: sqlx::Error, spec: &UserSpec) -> StoreError {
     StoreError::name_taken(error, || format!("a user named {:?} exists already", spec.name))
 }
@@ -189,5 +202,6 @@ fn not_found(id_or_name: &str) -> StoreError {
 }
 
 fn detail(spec: &UserSpec) -> serde_json::Value {
-    json!({ "name": spec.name, "disabled": spec.disabled, "limits": spec.limits })
+    let content = spec.audit_content.map(ContentMode::as_str);
+    json!({ "name": spec.name, "disabled": spec.disabled, "limits": spec.limits, "audit_content": content })
 }

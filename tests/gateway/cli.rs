@@ -48,7 +48,7 @@ async fn a_user_is_created_shown_changed_and_disabled() {
     assert_eq!(
         bob,
         json!({"id": 2, "name": "bob", "disabled": false, "rpm": 60, "tpm": 0, "concurrency": null,
-               "monthly_tokens": 1000, "monthly_nano_usd": 12_500_000_000_u64, "created_at": created_at,
+               "monthly_tokens": 1000, "monthly_nano_usd": 12_500_000_000_u64, "audit_content": null, "created_at": created_at,
                "disabled_at": null})
     );
     assert_eq!(cli.json("user show bob").await, bob);

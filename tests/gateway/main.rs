@@ -9,6 +9,7 @@ mod books;
 mod chaos;
 mod cli;
 mod config;
+mod content;
 mod crash;
 mod export;
 mod fleet;

@@ -1,13 +1,23 @@
-//! Nothing leaks: not the client's secrets to the provider, not the provider's to the client.
+//! Nothing leaks: not the client's secrets to the provider, not the provider's to the client, and content nowhere but where it is
+//! to be kept.
+
+use std::{
+    fs,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use http::StatusCode;
-use serde_json::json;
+use memchr::memmem;
+use serde_json::{Value, json};
+use tollgate::secrets::generate_key;
 
 use crate::support::{
-    client::raw,
-    gateway::Gateway,
-    openai::{chat, completion},
-    upstream::{Answer, Upstream},
+    client::{h1, raw},
+    gateway::{Gateway, PATIENCE},
+    openai::{DONE, chat, completion, event},
+    program::{Program, Serving},
+    upstream::{Answer, Received, Script, Upstream},
 };
 
 const CHAT: &str = "/v1/chat/completions";
@@ -104,7 +114,10 @@ async fn errors_pass_without_what_names_the_account() {
     let gateway = Gateway::before(&upstream.base_url());
     let answer = gateway.ask(CHAT, &chat()).await;
     assert_eq!(answer.status, StatusCode::TOO_MANY_REQUESTS);
-    assert_eq!((answer.header("retry-after"), answer.header("retry-after-ms")), (Some("7"), Some("6500")));
+    // What is left of the wait that the provider asked for: a little less than it was.
+    let number = |name: &str| answer.header(name).unwrap().parse::<u64>().unwrap();
+    assert!((1..=6500).contains(&number("retry-after-ms")), "{:?}", answer.headers);
+    assert_eq!(number("retry-after"), number("retry-after-ms").div_ceil(1000));
     let shown = answer.json()["error"].clone();
     assert_eq!((&shown["code"], &shown["type"]), (&json!("rate_limit_exceeded"), &json!("requests")));
     let shown = shown["message"].as_str().unwrap();
@@ -134,5 +147,168 @@ async fn a_refused_credential_is_the_gateways_trouble_not_the_clients() {
             (0, false, false),
             "what was refused costs nothing"
         );
+    }
+}
+
+/// What a request with one mode plants, in its prompt and by the echo of its upstream in its answer.
+struct Planted {
+    mode: &'static str,
+    key: String,
+    /// A word like any other.
+    word: String,
+    email: String,
+    secret: String,
+}
+
+impl Planted {
+    fn new(mode: &'static str, key: String) -> Self {
+        let random = || generate_key().expose().replace(['-', '_', '='], "x");
+        let (email, secret) = (format!("{}@example.com", random()), format!("sk-proj-{}1", random()));
+        Self { mode, key, word: random(), email, secret }
+    }
+
+    fn text(&self) -> String {
+        format!("{} {} {}", self.word, self.email, self.secret)
+    }
+
+    /// Each of it, but for a part that chance could put somewhere else.
+    fn canaries(&self) -> [&[u8]; 3] {
+        [&self.word, &self.email, &self.secret].map(|text| &text.as_bytes()[8..32])
+    }
+}
+
+/// Says what it was told, in the form that was asked for, or breaks while it does.
+fn echo(request: &Received) -> Answer {
+    let asked: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+    let text = [&asked["messages"][0]["content"], &asked["input"]].into_iter().find_map(Value::as_str);
+    let text = text.unwrap_or_default().to_owned();
+    let (half, rest) = text.split_at(text.len() / 2);
+    let events = [event(half, None), event(rest, None), DONE.to_owned()];
+    let error = json!({ "error": { "message": text, "type": text, "code": text, "param": text } });
+    match (asked["user"].as_str().unwrap_or_default(), asked["stream"].as_bool().unwrap_or_default()) {
+        ("refuse", _) => Answer::json(400, &error),
+        ("fail", _) => Answer::json(500, &error),
+        ("limit", _) => Answer::json(429, &error),
+        ("break", true) => Answer::sse(events).cut_after(200),
+        ("error", true) => Answer::sse([event(half, None), format!("data: {error}\n\n")]),
+        ("nonsense", _) => Answer::text(200, "application/json", text),
+        ("html", _) => Answer::text(200, "text/html", text),
+        (_, true) => Answer::sse(events),
+        (_, false) => Answer::json(200, &json!({ "choices": [{ "message": { "content": text } }], "output": text })),
+    }
+}
+
+/// Everything that a client may do with a text, and the number of rows that it leaves.
+async fn ask_everything(gateway: &Serving, planted: &Planted) -> usize {
+    let mut rows = 0;
+    let mut ask = async |path: &str, body: String, is_booked: bool| {
+        let request = h1(gateway.http()).post(path).bearer(&planted.key).body_content_length(body);
+        if let Ok(answer) = request.send().await {
+            answer.whole().await;
+        }
+        rows += usize::from(is_booked);
+    };
+    let message = |text: &str| json!([{ "role": "user", "content": text }]);
+    for user in ["", "refuse", "fail", "limit", "break", "error", "nonsense", "html"] {
+        for stream in [false, true] {
+            let body = json!({ "model": "m", "user": user, "stream": stream, "messages": message(&planted.text()) });
+            ask(CHAT, body.to_string(), true).await;
+        }
+    }
+    ask("/v1/responses", json!({ "model": "m", "input": planted.text() }).to_string(), true).await;
+    ask("/v1/embeddings", json!({ "model": "m", "input": planted.text() }).to_string(), true).await;
+    ask(CHAT, json!({ "model": "none", "messages": message(&planted.text()) }).to_string(), true).await;
+    ask(CHAT, format!("{{\"messages\":\"{}", planted.text()), true).await;
+    ask(CHAT, format!("{{\"{0}\":1,\"{0}\":2}}", planted.word), true).await;
+    ask(&format!("/v1/{}", planted.word), planted.text(), false).await;
+    rows
+}
+
+/// The bytes of every file below a directory.
+fn files(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let entries = fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: std::path::PathBuf| match path.is_dir() {
+        true => files(&path),
+        false => vec![(path.display().to_string(), fs::read(&path).unwrap())],
+    };
+    entries.flat_map(read).collect()
+}
+
+fn is_in(canary: &[u8], place: &[u8]) -> bool {
+    memmem::find(place, canary).is_some()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn content_is_seen_nowhere_but_where_it_is_to_be_kept() {
+    let upstream = Upstream::start(Script::by(echo));
+    let program = Program::new(&format!(
+        "[server]\nlisten = ['127.0.0.1:0']\nadmin_listen = '127.0.0.1:0'\n[store]\nurl = 'sqlite://DIR/db'\n\
+         [secrets]\nfernet_keys_file = 'DIR/fernet.key'\n[usage]\njournal = 'DIR/journal'\nflush_interval = '20ms'\n\
+         [log]\nlevel = 'trace'\n[breaker]\nfailures = 0\nfailure_percent = 0\n\
+         [[upstream]]\nname = 'echo'\nbase_url = '{}'\ncredential = 'sk-1'\nmodels = ['m']\n",
+        upstream.base_url()
+    ));
+    let run = |line: &str| {
+        let run = program.run(line, "");
+        assert_eq!(run.code, 0, "{line}: {}", run.stderr);
+        run.stdout
+    };
+    run("init");
+    let modes = ["none", "hash", "redacted", "full"];
+    let planted = modes.map(|mode| {
+        run(&format!("user create --name {mode} --audit-content {mode}"));
+        let made: Value = serde_json::from_str(&run(&format!("key create --user {mode} --json"))).unwrap();
+        Planted::new(mode, made["key"].as_str().unwrap().to_owned())
+    });
+    let gateway = program.serve();
+    let mut rows = 0;
+    for planted in &planted {
+        rows += ask_everything(&gateway, planted).await;
+    }
+    let metrics = h1(gateway.admin()).get("/metrics").send().await.unwrap().whole().await;
+    let until = Instant::now() + PATIENCE;
+    let listed = loop {
+        let listed: Value = serde_json::from_str(&run("audit --limit 1000 --json")).unwrap();
+        if listed.as_array().unwrap().len() >= rows {
+            break listed;
+        }
+        assert!(Instant::now() < until, "{} of {rows} rows", listed.as_array().unwrap().len());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    };
+    // While it runs, with what is only in the database's own journal; and after its end, with everything.
+    let mut places = files(program.directory());
+    let log = gateway.stop();
+    places.extend(files(program.directory()));
+    places.push(("the log".to_owned(), log.into_bytes()));
+    places.push(("the metrics".to_owned(), metrics.body.to_vec()));
+    places.push(("the request log".to_owned(), listed.to_string().into_bytes()));
+    assert!(is_in(b"TRACE", &places[places.len() - 3].1) || is_in(b"DEBUG", &places[places.len() - 3].1));
+    for planted in &planted {
+        for canary in planted.canaries() {
+            for (place, bytes) in &places {
+                let canary = String::from_utf8_lossy(canary).into_owned();
+                assert!(!is_in(canary.as_bytes(), bytes), "{canary} of mode {} is seen in {place}", planted.mode);
+            }
+        }
+    }
+    // And so that the search was not in vain: what was to be kept is there, and says what it may.
+    for planted in &planted {
+        let ids = listed.as_array().unwrap().iter().filter(|row| row["user"] == planted.mode);
+        let shown: Vec<Value> = ids
+            .map(|row| {
+                serde_json::from_str(&run(&format!("audit show {} --json", row["request_id"].as_str().unwrap())))
+                    .unwrap()
+            })
+            .collect();
+        let kept = shown.iter().filter(|row| !row["content"].is_null()).count();
+        let seen = Value::from(shown).to_string();
+        let [word, email, secret] = planted.canaries().map(|canary| is_in(canary, seen.as_bytes()));
+        let expected = match planted.mode {
+            "none" => (0, [false, false, false]),
+            "hash" => (18, [false, false, false]),
+            "redacted" => (18, [true, false, false]),
+            _ => (18, [true, true, true]),
+        };
+        assert_eq!((kept, [word, email, secret]), expected, "{}", planted.mode);
     }
 }

@@ -46,7 +46,8 @@ async fn credentials_are_rotated_to_the_first_key() {
 
     assert_eq!(
         cli.json("secret rotate").await,
-        json!({"rotated": 2, "already": 1, "failed": 0, "failed_upstreams": [], "config_file": ["old"]})
+        json!({"rotated": 2, "already": 1, "failed": 0, "failed_upstreams": [], "config_file": ["old"],
+               "content": {"rotated": 0, "already": 0, "failed": 0}})
     );
     let text = cli.text("secret rotate").await;
     assert_eq!(

@@ -5,10 +5,11 @@ use std::{path::Path, sync::Arc, time::Duration};
 use chrono::{DateTime, NaiveDate, Utc};
 use serde_json::json;
 use tollgate::store::{
-    AdminLogRow, AuditFilter, Bookmark, GroupBy, KeySpec, NewPrice, Store, StoreError, UpstreamSpec, UsageQuery,
-    UserSpec,
+    AdminLogRow, AuditFilter, Bookmark, ContentRow, GroupBy, KeySpec, NewPrice, Store, StoreError, UpstreamSpec,
+    UsageQuery, UserSpec,
 };
 use tollgate_core::{
+    content::ContentMode,
     id::{KeyId, UserId},
     key::{ApiKey, IpNet},
     limit::{Amount, Limits, MAX_LIMIT, ModelLimits, Month},
@@ -86,6 +87,10 @@ on_both_databases! {
     usage_is_filtered_and_grouped_by_several_things,
     facts_are_recorded_once,
     a_ciphertext_is_replaced_unless_it_changed,
+    content_is_kept_once_and_found_by_its_request,
+    content_is_deleted_by_age_in_steps,
+    content_is_sealed_anew_page_by_page,
+    only_ciphertext_is_taken_for_content,
 }
 
 async fn migrating_twice_and_at_once_is_harmless(database: Database) {
@@ -157,6 +162,7 @@ fn alice() -> UserSpec {
             monthly_tokens: Some(1_000_000),
             monthly_nano_usd: Some(12_500_000_000),
         },
+        audit_content: Some(ContentMode::Redacted),
     }
 }
 
@@ -176,11 +182,13 @@ async fn users_keep_what_was_said_about_them(database: Database) {
             spec.disabled = true;
             spec.limits.tpm = None;
             spec.limits.monthly_nano_usd = Some(0);
+            spec.audit_content = None;
         })
         .await
         .unwrap();
     let limits = Limits { tpm: None, monthly_nano_usd: Some(0), ..stored.limits };
-    assert_eq!(changed.spec, UserSpec { disabled: true, limits, ..stored });
+    assert_eq!(changed.spec, UserSpec { disabled: true, limits, audit_content: None, ..stored });
+    assert_eq!((user.to_user().audit_content, changed.to_user().audit_content), (Some(ContentMode::Redacted), None));
     assert_eq!(changed.to_user().limits, limits);
     let again = store.update_user(user.id, "test", |spec| spec.disabled = true).await.unwrap();
     assert_eq!(again.disabled_at, changed.disabled_at, "disabling again keeps the time");
@@ -244,6 +252,7 @@ async fn keys_keep_what_was_said_about_them(database: Database) {
             monthly_nano_usd: Some(MAX_LIMIT),
         },
         model_limits: model_limits(),
+        audit_content: Some(ContentMode::Hash),
         expires_at: Some("2030-01-02T03:04:05.678901Z".parse().unwrap()),
     };
     let key = store.create_key(user.id, &spec, &api_key(1), "test").await.unwrap();
@@ -251,17 +260,20 @@ async fn keys_keep_what_was_said_about_them(database: Database) {
     assert_eq!(key.hash, api_key(1).hash());
     assert_eq!(store.find_key("ci").await.unwrap(), key);
 
-    assert_eq!(key.to_entry(Arc::new(user.to_user())).model_limits, model_limits());
+    let entry = key.to_entry(Arc::new(user.to_user()));
+    assert_eq!((entry.model_limits, entry.audit_content), (model_limits(), Some(ContentMode::Hash)));
 
     let edit = |spec: &mut KeySpec| {
         spec.models = vec![];
         spec.model_limits.truncate(1);
         spec.limits.monthly_nano_usd = None;
+        spec.audit_content = Some(ContentMode::None);
     };
     let changed = store.update_key(key.id, "test", edit).await.unwrap();
     let limits = Limits { monthly_nano_usd: None, ..spec.limits };
     let model_limits = model_limits()[..1].to_vec();
-    assert_eq!(changed.spec, KeySpec { models: vec![], limits, model_limits, ..spec });
+    let audit_content = Some(ContentMode::None);
+    assert_eq!(changed.spec, KeySpec { models: vec![], limits, model_limits, audit_content, ..spec });
     assert_eq!(store.find_key("ci").await.unwrap(), changed);
     let rotated = store.rotate_key(key.id, &api_key(9), "test").await.unwrap();
     assert_eq!((rotated.id, rotated.hash), (key.id, api_key(9).hash()));
@@ -962,6 +974,110 @@ async fn a_ciphertext_is_replaced_unless_it_changed(database: Database) {
     assert_eq!(store.meta("fact").await.unwrap().as_deref(), Some("old"));
     store.replace_meta("fact", "old", "new").await.unwrap();
     assert_eq!(store.meta("fact").await.unwrap().as_deref(), Some("new"));
+}
+
+/// An id of a request that began at `time`, as the gateway makes them.
+fn id_at(time: &str, n: u8) -> Uuid {
+    let ms = u64::try_from(at(time).timestamp_millis()).unwrap();
+    uuid::Builder::from_unix_timestamp_millis(ms, &[n; 10]).into_uuid()
+}
+
+fn content(n: u8, time: &str, mode: ContentMode) -> ContentRow {
+    ContentRow {
+        request_id: id_at(time, n),
+        started_at: at(time),
+        mode,
+        prompt_hash: [n % 2; 32],
+        sealed: mode.keeps_bodies().then(|| vec![0x80, n, 0, 0xff]),
+        request_bytes: u64::from(n) + 1,
+        answer_bytes: u64::MAX,
+        truncated: n.is_multiple_of(2),
+    }
+}
+
+async fn content_is_kept_once_and_found_by_its_request(database: Database) {
+    let store = database.store().await;
+    let modes = [ContentMode::Hash, ContentMode::Redacted, ContentMode::Full];
+    let rows: Vec<_> = (0..3).zip(modes).map(|(n, mode)| content(n, "2026-11-23T10:00:00.123456Z", mode)).collect();
+    store.write_contents(&rows).await.unwrap();
+    let again: Vec<_> = rows.iter().map(|row| ContentRow { request_bytes: 99, ..row.clone() }).collect();
+    store.write_contents(&again).await.unwrap();
+    store.write_contents(&[]).await.unwrap();
+    for row in &rows {
+        let stored = ContentRow { answer_bytes: i64::MAX as u64, ..row.clone() };
+        assert_eq!(store.find_content(row.request_id).await.unwrap(), Some(stored));
+    }
+    assert_eq!(store.find_content(id_at("2026-11-23T10:00:00Z", 9)).await.unwrap(), None);
+    let error = store.find_content(Uuid::from_u128(7)).await.unwrap_err();
+    assert!(error.to_string().contains("is no id of a request: `tollgate audit` shows them"), "{error}");
+    let same: Vec<String> = [2, 0].map(|n| rows[n].request_id.hyphenated().to_string()).into();
+    let mut found = store.requests_of_prompt(&[0; 32], 9).await.unwrap();
+    found.sort_by(|a, b| b.cmp(a));
+    assert_eq!(found, same);
+    assert_eq!(store.requests_of_prompt(&[0; 32], 1).await.unwrap().len(), 1);
+
+    let logged = UsageRecord { request_id: rows[0].request_id, ..record(1, "2026-11-23T10:00:00.123456Z") };
+    write(&store, &[logged]).await;
+    let row = store.find_request(rows[0].request_id).await.unwrap();
+    assert_eq!(row.request_id, rows[0].request_id.hyphenated().to_string());
+    let error = store.find_request(rows[1].request_id).await.unwrap_err().to_string();
+    assert!(error.contains("ask again in a moment"), "{error}");
+    store.note_content_read(rows[0].request_id, "cli:test").await.unwrap();
+    let log = store.admin_log(1).await.unwrap().remove(0);
+    assert_eq!((log.action.as_str(), log.actor.as_str(), log.subject_id), ("content.read", "cli:test", None));
+    assert!(log.detail.contains(&rows[0].request_id.hyphenated().to_string()), "{}", log.detail);
+}
+
+async fn content_is_deleted_by_age_in_steps(database: Database) {
+    let store = database.store().await;
+    let rows: Vec<_> =
+        (0..10).map(|n| content(n, &format!("2026-11-{:02}T10:00:00Z", 10 + n), ContentMode::Full)).collect();
+    store.write_contents(&rows).await.unwrap();
+    let before = at("2026-11-17T10:00:00Z");
+    for expected in [3, 3, 1, 0] {
+        assert_eq!(store.delete_content_before(before, 3).await.unwrap(), expected);
+    }
+    assert_eq!(store.find_content(rows[6].request_id).await.unwrap(), None);
+    assert!(store.find_content(rows[7].request_id).await.unwrap().is_some(), "what is as old as that stays");
+}
+
+async fn content_is_sealed_anew_page_by_page(database: Database) {
+    let store = database.store().await;
+    let mut rows: Vec<_> = (0..6).map(|n| content(n, "2026-11-23T10:00:00Z", ContentMode::Redacted)).collect();
+    rows.push(content(6, "2026-11-23T10:00:01Z", ContentMode::Full));
+    rows.push(content(7, "2026-11-23T10:00:01Z", ContentMode::Hash));
+    store.write_contents(&rows).await.unwrap();
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = store.contents_after(after.as_ref(), 2).await.unwrap();
+        let Some(last) = page.last() else { break };
+        after = Some((last.started_at, last.request_id.clone()));
+        let anew: Vec<_> = page.iter().map(|old| (old.clone(), [&old.content[..], b"x"].concat())).collect();
+        store.replace_contents(&anew).await.unwrap();
+        seen.extend(page.into_iter().map(|old| old.content));
+    }
+    assert_eq!(seen, rows[..7].iter().map(|row| row.sealed.clone().unwrap()).collect::<Vec<_>>());
+    for row in &rows {
+        let now = store.find_content(row.request_id).await.unwrap().unwrap();
+        assert_eq!(now.sealed, row.sealed.as_ref().map(|sealed| [&sealed[..], b"x"].concat()));
+    }
+}
+
+async fn only_ciphertext_is_taken_for_content(database: Database) {
+    let store = database.store().await;
+    let row = |mode, sealed: Option<&[u8]>| ContentRow {
+        sealed: sealed.map(<[u8]>::to_vec),
+        ..content(1, "2026-11-23T10:00:00Z", mode)
+    };
+    for bad in [
+        row(ContentMode::Full, Some(b"{\"messages\":[]}")),
+        row(ContentMode::Full, None),
+        row(ContentMode::Hash, Some(&[0x80])),
+        row(ContentMode::None, None),
+    ] {
+        store.write_contents(std::slice::from_ref(&bad)).await.expect_err("it must be refused");
+        assert_eq!(store.find_content(bad.request_id).await.unwrap(), None);
+    }
 }
 
 async fn facts_are_recorded_once(database: Database) {

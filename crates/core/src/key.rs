@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use crate::{
+    content::ContentMode,
     glob,
     id::KeyId,
     limit::{Limits, ModelLimits},
@@ -128,6 +129,8 @@ pub struct KeyEntry {
     pub limits: Limits,
     /// Limits of single models within this key.
     pub model_limits: Vec<ModelLimits>,
+    /// What is kept of the content of its requests, where it differs from what its user says.
+    pub audit_content: Option<ContentMode>,
     /// When it ceases to work.
     pub expires_at: Option<DateTime<Utc>>,
     /// Since when it no longer works.

@@ -8,6 +8,7 @@
 pub mod allowance;
 pub mod azure;
 pub mod breaker;
+pub mod content;
 pub mod denial;
 pub mod exposition;
 pub mod glob;
@@ -20,6 +21,7 @@ pub mod openai;
 pub mod pool;
 pub mod price;
 pub mod readiness;
+pub mod redact;
 pub mod retention;
 pub mod retry;
 pub mod route;

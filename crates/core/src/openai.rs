@@ -7,8 +7,10 @@
 //! - [`request`] reads the head of a request body, [`rewrite`] splices into it;
 //! - [`response`] reads usage out of JSON answers, [`sse`] out of streams, where it can also hide it; [`served`] who answered;
 //! - [`text`] finds prompt and output texts, to be counted where a provider reports no usage;
+//! - [`assemble`] makes of a stream the answer that it adds up to;
 //! - [`error`] writes the error envelope, and scrubs the provider's.
 
+pub mod assemble;
 pub mod error;
 pub mod request;
 pub mod response;
@@ -20,7 +22,10 @@ pub mod text;
 mod chunk;
 mod json;
 mod passed;
-mod scan;
+mod prompt;
+pub(crate) mod scan;
+
+pub(crate) use prompt::{pieces, prompt, text_of};
 
 /// The version prefix that every path of the route table begins with.
 pub(crate) const VERSION_PREFIX: &str = "/v1";

@@ -291,11 +291,13 @@ mod tests {
                 name: "u".into(),
                 disabled: false,
                 limits: crate::limit::Limits::default(),
+                audit_content: None,
             }),
             models: models.iter().map(|&m| m.to_owned()).collect(),
             allow_ip: vec![],
             limits: crate::limit::Limits::default(),
             model_limits: vec![],
+            audit_content: None,
             expires_at: None,
             revoked_at: None,
         }

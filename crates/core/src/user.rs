@@ -1,6 +1,6 @@
 //! Users: who owns keys and a monthly quota.
 
-use crate::{id::UserId, limit::Limits};
+use crate::{content::ContentMode, id::UserId, limit::Limits};
 
 /// One user, as requests see it.
 #[derive(Clone, Debug)]
@@ -13,4 +13,6 @@ pub struct User {
     pub disabled: bool,
     /// Limits and quota over all keys of this user.
     pub limits: Limits,
+    /// What is kept of the content of their requests, where it differs from the default.
+    pub audit_content: Option<ContentMode>,
 }

@@ -117,7 +117,7 @@ pub(super) fn cut_of(json: &[u8], member: &Member) -> Range<usize> {
 }
 
 /// The first position from `at` on that is not white space.
-pub(super) fn skip_space(json: &[u8], at: usize) -> usize {
+pub(crate) fn skip_space(json: &[u8], at: usize) -> usize {
     let rest = json.get(at..).unwrap_or_default();
     rest.iter().position(|byte| !byte.is_ascii_whitespace()).map_or(json.len(), |space| at + space)
 }
@@ -135,7 +135,8 @@ fn value_end(json: &[u8], start: usize) -> Option<usize> {
     }
 }
 
-fn container_end(json: &[u8], start: usize) -> Option<usize> {
+/// Just behind the bracket that closes the one at `start`.
+pub(crate) fn container_end(json: &[u8], start: usize) -> Option<usize> {
     let (mut at, mut depth) = (start, 0_usize);
     loop {
         match json.get(at)? {
@@ -155,7 +156,7 @@ fn container_end(json: &[u8], start: usize) -> Option<usize> {
 }
 
 /// Just behind the closing quote of the string that opens at `open`.
-fn string_end(json: &[u8], open: usize) -> Option<usize> {
+pub(crate) fn string_end(json: &[u8], open: usize) -> Option<usize> {
     let mut at = open + 1;
     loop {
         at += memchr2(b'"', b'\\', json.get(at..)?)?;
