@@ -6,6 +6,7 @@ use chrono::{DateTime, Days, TimeDelta, Utc};
 use sqlx::{Connection, PgConnection, SqliteConnection};
 use tollgate::store::{AuditFilter, GroupBy, Store, StoreError, Swept, UsageQuery};
 use tollgate_core::{limit::Month, retention::Kept, usage::UsageRecord};
+use uuid::Uuid;
 
 use crate::{
     store::{Database, on_both_databases, record, write},
@@ -21,6 +22,7 @@ on_both_databases! {
     a_clock_that_jumped_is_no_reason_to_lose_a_row,
     steps_and_writers_at_once_lose_and_double_nothing,
     a_table_that_is_not_there_needs_nothing,
+    content_goes_to_the_very_day,
     a_running_gateway_does_it_by_itself,
 }
 
@@ -243,6 +245,37 @@ async fn what_must_go_in_its_time_does() {
     assert_eq!((done, log(&store).await.len()), (Swept::default(), 20));
     let (done, _) = sweep(&store, &Kept { is_exact: true, ..kept(10) }, now).await;
     assert_eq!((done.rows_deleted, log(&store).await.len()), (9, 11));
+}
+
+/// The content of requests, whose table is made for the same job.
+async fn content_goes_to_the_very_day(database: Database) {
+    let store = database.store().await;
+    let now = at("2026-11-25T12:00:00Z");
+    let kept = Kept { table: "request_content", days: 30, is_exact: true };
+    sweep(&store, &kept, now).await;
+    let insert = "INSERT INTO request_content (request_id, started_at, mode, prompt_hash, request_bytes, answer_bytes, truncated)
+        VALUES ($1, $2, 'hash', $3, 1, 1, FALSE)";
+    macro_rules! insert {
+        ($connection:ty, $id:expr) => {{
+            let mut connection = <$connection>::connect(&database.url).await.unwrap();
+            for day in 0_u32..40 {
+                let query =
+                    sqlx::query(insert).bind($id(Uuid::from_u128(day.into()))).bind(now - TimeDelta::days(day.into()));
+                query.bind(&[7_u8; 32][..]).execute(&mut connection).await.unwrap();
+            }
+        }};
+    }
+    if database.url.starts_with("postgres") {
+        insert!(PgConnection, |id| id);
+    } else {
+        insert!(SqliteConnection, Uuid::hyphenated);
+    }
+    let (done, _) = sweep(&store, &kept, now).await;
+    assert_eq!(done, Swept { rows_deleted: 9, ..Swept::default() }, "30 days and not a month more");
+    let (done, _) = sweep(&store, &kept, now + TimeDelta::days(100)).await;
+    // On PostgreSQL the 25 of November go with their month.
+    let with_their_month = if done.parts_dropped > 0 { 25 } else { 0 };
+    assert_eq!(done.rows_deleted + with_their_month, 31, "{done:?}");
 }
 
 /// Somebody reads for long: nobody queues behind the step for long, and it is done later.
