@@ -27,11 +27,6 @@ choose_upstream() {
 name = "openai"
 base_url = "https://api.openai.com/v1"
 credential = "${OPENAI_API_KEY}"
-
-[models."gpt-4o-mini"]
-input_usd_per_mtok = 0.15
-cached_input_usd_per_mtok = 0.075
-output_usd_per_mtok = 0.6
 TOML
 }
 

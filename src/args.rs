@@ -14,7 +14,7 @@ mod books;
 mod upstream;
 mod value;
 
-pub use books::{AuditArgs, AuditVerb, Limit, PricesVerb, UsageArgs, UsageBy};
+pub use books::{AuditArgs, AuditVerb, Limit, Only, PricesVerb, UsageArgs, UsageBy};
 pub use upstream::{DrainArgs, HandlingSettings, UpstreamRef, UpstreamSettings, UpstreamVerb};
 pub use value::{Allowed, Moment, Setting};
 

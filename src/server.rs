@@ -104,13 +104,12 @@ impl Assembly {
             .with(refresh)
             .with(Probes::new(Arc::clone(&shared)))
             .with(jobs::notices::Notices::new(Arc::clone(&shared)))
-            .with(Models::new(Arc::clone(&shared)));
+            .with(Models::new(Arc::clone(&shared)))
+            .with(Retention::new(Arc::clone(&shared), config.store.url.clone(), kept(&config.audit)));
         server.add_service(background_service("jobs", jobs));
         server.add_service(background_service("limits", limits));
         server.add_service(background_service("journal", JournalKeeper::new(Arc::clone(&shared))));
         server.add_service(background_service("token counter", TokenCounter::new(Arc::clone(&shared))));
-        let retention = Retention::new(Arc::clone(&shared), config.store.url.clone(), kept(&config.audit));
-        server.add_service(background_service("retention", retention));
         let writer = Arc::new(writer);
         server.add_service(background_service("usage writer", Calm(Arc::clone(&writer))));
         server.add_service(background_service("hurried usage writer", Hurried(Arc::clone(&writer))));

@@ -3,7 +3,6 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::{Args as ClapArgs, Subcommand};
-
 use uuid::Uuid;
 
 use super::Moment;
@@ -21,21 +20,29 @@ pub struct UsageArgs {
     /// Last day: a date, or so long ago
     #[arg(long, value_name = "WHEN")]
     pub until: Option<Moment>,
-    /// Only usage of this user (id or name)
-    #[arg(long)]
-    pub user: Option<String>,
-    /// Only usage with this key (id, name, or user/name)
-    #[arg(long)]
-    pub key: Option<String>,
-    /// Only usage of this model
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Only usage at this upstream (its name)
-    #[arg(long)]
-    pub upstream: Option<String>,
+    /// Whose, of what, and where.
+    #[command(flatten)]
+    pub only: Only,
     /// Print CSV
     #[arg(long)]
     pub csv: bool,
+}
+
+/// What of the books is asked for.
+#[derive(Clone, Debug, ClapArgs)]
+pub struct Only {
+    /// Only what this user (id or name) asked
+    #[arg(long)]
+    pub user: Option<String>,
+    /// Only what was asked with this key (id, name, or user/name)
+    #[arg(long)]
+    pub key: Option<String>,
+    /// Only what this model was asked
+    #[arg(long)]
+    pub model: Option<String>,
+    /// Only what this upstream (its name) was the last to be asked
+    #[arg(long)]
+    pub upstream: Option<String>,
 }
 
 /// What a row of `tollgate usage` is about.
@@ -76,18 +83,9 @@ pub struct AuditArgs {
     /// Up to then: a time, a date (which is included), or so long ago
     #[arg(long, value_name = "WHEN", conflicts_with = "follow")]
     pub until: Option<Moment>,
-    /// Only requests of this user (id or name)
-    #[arg(long)]
-    pub user: Option<String>,
-    /// Only requests with this key (id, name, or user/name)
-    #[arg(long)]
-    pub key: Option<String>,
-    /// Only requests for this model
-    #[arg(long)]
-    pub model: Option<String>,
-    /// Only requests that this upstream (its name) was the last to be asked of
-    #[arg(long)]
-    pub upstream: Option<String>,
+    /// Whose, of what, and where.
+    #[command(flatten)]
+    pub only: Only,
     /// Only requests that were answered with this status
     #[arg(long, value_name = "STATUS")]
     pub status: Option<u16>,

@@ -110,10 +110,10 @@ async fn filter(args: AuditArgs, store: &Store) -> anyhow::Result<AuditFilter> {
     Ok(AuditFilter {
         since: args.since.map(|since| since.since(now)),
         until: args.until.map(|until| until.until(now)),
-        user: super::find_user(store, args.user.as_deref()).await?,
-        key: super::find_key(store, args.key.as_deref()).await?,
-        model: args.model,
-        upstream: args.upstream,
+        user: super::find_user(store, args.only.user.as_deref()).await?,
+        key: super::find_key(store, args.only.key.as_deref()).await?,
+        model: args.only.model,
+        upstream: args.only.upstream,
         status: args.status,
         code: args.code,
         ..AuditFilter::default()

@@ -37,10 +37,10 @@ async fn query(args: &UsageArgs, store: &Store) -> anyhow::Result<UsageQuery> {
         since: args.since.map(|since| since.since(now).date_naive()),
         // The last day is included, the store's bound is not.
         until: args.until.and_then(|until| until.since(now).date_naive().checked_add_days(Days::new(1))),
-        user: super::find_user(store, args.user.as_deref()).await?,
-        key: super::find_key(store, args.key.as_deref()).await?,
-        model: args.model.clone(),
-        upstream: args.upstream.clone(),
+        user: super::find_user(store, args.only.user.as_deref()).await?,
+        key: super::find_key(store, args.only.key.as_deref()).await?,
+        model: args.only.model.clone(),
+        upstream: args.only.upstream.clone(),
     })
 }
 

@@ -172,17 +172,6 @@ impl Store {
             .bind(prompt_hash.as_slice()).bind(i64::from(limit)).fetch_all(pool).await?))
     }
 
-    /// Deletes up to `limit` rows of requests that began before `time`; says how many.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn delete_content_before(&self, time: DateTime<Utc>, limit: u32) -> Result<u64, StoreError> {
-        Ok(on_pool!(self, pool => sqlx::query(
-            "DELETE FROM request_content WHERE (started_at, request_id) IN
-                (SELECT started_at, request_id FROM request_content WHERE started_at < $1 ORDER BY started_at LIMIT $2)")
-            .bind(time).bind(i64::from(limit)).execute(pool).await?.rows_affected()))
-    }
-
     /// Up to `limit` ciphertexts, in the order of their requests, from behind `after` on.
     ///
     /// # Errors

@@ -88,7 +88,6 @@ on_both_databases! {
     facts_are_recorded_once,
     a_ciphertext_is_replaced_unless_it_changed,
     content_is_kept_once_and_found_by_its_request,
-    content_is_deleted_by_age_in_steps,
     content_is_sealed_anew_page_by_page,
     only_ciphertext_is_taken_for_content,
 }
@@ -1026,19 +1025,6 @@ async fn content_is_kept_once_and_found_by_its_request(database: Database) {
     let log = store.admin_log(1).await.unwrap().remove(0);
     assert_eq!((log.action.as_str(), log.actor.as_str(), log.subject_id), ("content.read", "cli:test", None));
     assert!(log.detail.contains(&rows[0].request_id.hyphenated().to_string()), "{}", log.detail);
-}
-
-async fn content_is_deleted_by_age_in_steps(database: Database) {
-    let store = database.store().await;
-    let rows: Vec<_> =
-        (0..10).map(|n| content(n, &format!("2026-11-{:02}T10:00:00Z", 10 + n), ContentMode::Full)).collect();
-    store.write_contents(&rows).await.unwrap();
-    let before = at("2026-11-17T10:00:00Z");
-    for expected in [3, 3, 1, 0] {
-        assert_eq!(store.delete_content_before(before, 3).await.unwrap(), expected);
-    }
-    assert_eq!(store.find_content(rows[6].request_id).await.unwrap(), None);
-    assert!(store.find_content(rows[7].request_id).await.unwrap().is_some(), "what is as old as that stays");
 }
 
 async fn content_is_sealed_anew_page_by_page(database: Database) {
