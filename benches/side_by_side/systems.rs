@@ -97,7 +97,23 @@ fn launch(
     Ok(System { name, address, process, key: key.to_owned(), idle_mib })
 }
 
-/// The gateway with everything on: keys, prices, limits and quotas of four subjects, accounting in SQLite, an access log
+/// How many upstreams the gateway chooses from; all of them are the mock.
+const UPSTREAMS: u32 = 10;
+
+fn upstream(weight: u32, mock: SocketAddr) -> String {
+    format!(
+        r#"[[upstream]]
+name = "mock-{weight}"
+base_url = "http://{mock}/v1"
+credential = "${{SIDE_BY_SIDE_CREDENTIAL}}"
+models = ["gpt-4o"]
+weight = {weight}
+
+"#
+    )
+}
+
+/// The gateway with everything on: a pool of [`UPSTREAMS`], keys, prices, limits and quotas of four subjects, accounting in SQLite, an access log
 /// line per request. `more` are further lines of its configuration.
 fn start_gateway(
     name: &'static str,
@@ -110,6 +126,7 @@ fn start_gateway(
     fs::create_dir(directory)?;
     let (address, admin) = (free_address()?, free_address()?);
     let config = directory.join("tollgate.toml");
+    let pool: String = (1..=UPSTREAMS).map(|weight| upstream(weight, mock)).collect();
     fs::write(
         &config,
         format!(
@@ -118,13 +135,7 @@ listen = ["{address}"]
 admin_listen = "{admin}"
 threads = 1
 
-[[upstream]]
-name = "mock"
-kind = "openai"
-base_url = "http://{mock}/v1"
-credential = "${{SIDE_BY_SIDE_CREDENTIAL}}"
-models = ["gpt-4o"]
-
+{pool}
 [models."gpt-4o"]
 input_usd_per_mtok = 2.5
 cached_input_usd_per_mtok = 1.25
