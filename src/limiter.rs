@@ -230,11 +230,13 @@ impl Limiter {
         self.0.redis.as_ref()?.exchange_notices(self.now_ms(), told, is_known).await
     }
 
-    /// Lets go of what a finished request holds of the quotas of `of`. `booked`: the database has it now, and the books too;
-    /// `None`: it never will.
-    pub fn release(&self, of: Holder<'_>, hold: &Hold, booked: Option<(Month, Amount)>) {
+    /// Lets go of what a finished request holds of the quotas of `of`. `booked`: the database has it now; `None`: it never will.
+    /// `book` adds it to the books: before it is let go, and in the same step as far as Redis is concerned, so that no request
+    /// finds it at neither.
+    pub fn release(&self, of: Holder<'_>, hold: &Hold, booked: Option<(Month, Amount)>, book: impl FnOnce()) {
         let subjects: Vec<_> = hold.subjects(of).collect();
         let act = || {
+            book();
             for (subject, is_shared) in &subjects {
                 self.0.memory.release(subject, *is_shared, hold.amount);
             }
@@ -275,8 +277,7 @@ impl Limiter {
     /// Decides in this process.
     fn decide(&self, plan: Plan, at: Circumstances, reserved: Reserved) -> Result<Admission, Refused> {
         let Plan { demands, need, month, .. } = plan;
-        let booked: Vec<Amount> = demands.iter().map(|demand| self.booked(demand, month)).collect();
-        let (decision, standing) = self.0.memory.admit(&demands, &booked, need, at);
+        let (decision, standing) = self.0.memory.admit(&demands, |demand| self.booked(demand, month), need, at);
         match decision {
             Ok(taken) => Ok(Admission { reservation: self.reservation(demands, taken, reserved), standing, need }),
             Err(refusal) => Err(refused(&demands, &refusal, standing)),
@@ -321,6 +322,7 @@ impl Limiter {
     }
 
     fn known(&self, demand: &Demand, plan: &Plan) -> Known {
+        // In this order: what is let go meanwhile is in the books before.
         let (in_flight, held) = self.0.memory.holdings(&demand.subject);
         let held = if demand.caps.has_quota() { held } else { Amount::default() };
         let is_recent = self.0.memory.is_recent(&demand.subject, plan.now_ms);

@@ -70,7 +70,7 @@ impl Inner {
     pub(super) fn lose(&self, booking: &Booking<'_>) {
         self.lost.inc();
         if let Some(hold) = booking.hold.as_ref().filter(|_| booking.is_own) {
-            self.limiter.release(booking.record.holder(), hold, None);
+            self.limiter.release(booking.record.holder(), hold, None, || {});
         }
     }
 

@@ -63,19 +63,21 @@ impl Default for Memory {
 }
 
 impl Memory {
-    /// Decides on a request and takes what it needs, in one step; says what is left of the windows then. `booked` is what
-    /// the database has of this month, in the order of `demands`. If a limit refuses, nothing was taken.
+    /// Decides on a request and takes what it needs, in one step; says what is left of the windows then. `booked`: what the
+    /// database has of this month; asked while the states are locked, so that what is let go because it is booked counts one
+    /// way or the other. If a limit refuses, nothing was taken.
     pub fn admit(
         &self,
         demands: &[Demand],
-        booked: &[Amount],
+        booked: impl Fn(&Demand) -> Amount,
         need: Need,
         at: Circumstances,
     ) -> (Result<Taken, Refusal>, Standing) {
         let mut locked = self.locked(demands);
-        let refusals = demands.iter().zip(booked).enumerate().filter_map(|(index, (demand, booked))| {
-            locked.state(index).refusal(index, &demand.caps, need, *booked, at)
-        });
+        let refusals = demands
+            .iter()
+            .enumerate()
+            .filter_map(|(index, demand)| locked.state(index).refusal(index, &demand.caps, need, booked(demand), at));
         let decision = match refusals.max_by_key(|refusal| refusal.wait) {
             Some(refusal) => Err(refusal),
             None => Ok(locked.take(demands, need.amount, at.now_ms)),
@@ -272,7 +274,7 @@ mod tests {
     }
 
     fn admits(memory: &Memory, demands: &[Demand]) -> bool {
-        memory.admit(demands, &vec![Amount::default(); demands.len()], Need::default(), at(0)).0.is_ok()
+        memory.admit(demands, |_| Amount::default(), Need::default(), at(0)).0.is_ok()
     }
 
     #[test]
@@ -281,7 +283,7 @@ mod tests {
         let demands = [demand(Subject::User(UserId(1)), 100), demand(key(1), 1)];
         assert!(admits(&memory, &demands));
         assert!((0..50).all(|_| !admits(&memory, &demands)));
-        let (_, standing) = memory.admit(&demands[..1], &[Amount::default()], Need::default(), at(0));
+        let (_, standing) = memory.admit(&demands[..1], |_| Amount::default(), Need::default(), at(0));
         assert_eq!(standing.requests.unwrap().remaining, 98);
     }
 
@@ -307,7 +309,7 @@ mod tests {
         let memory = Memory::default();
         let admit = |n: u32| {
             let demands = [demand(Subject::of_ip(std::net::Ipv4Addr::from(n).into()), 1)];
-            let (decision, _) = memory.admit(&demands, &[Amount::default()], Need::default(), at(0));
+            let (decision, _) = memory.admit(&demands, |_| Amount::default(), Need::default(), at(0));
             decision.is_ok_and(|taken| {
                 memory.settle(&demands, taken, 0, Amount::default(), 0);
                 true

@@ -128,9 +128,9 @@ impl Process {
 
 impl Place for Process {
     fn admit(&self, demands: &[Demand], need: Need) -> (Result<Held, Refusal>, Standing) {
-        let booked: Vec<_> = demands.iter().map(|demand| self.books.of(month(self.now()), &demand.subject)).collect();
+        let booked = |demand: &Demand| self.books.of(month(self.now()), &demand.subject);
         let at = Circumstances::alone(self.now(), Share::WHOLE);
-        let (decision, standing) = self.memory.admit(demands, &booked, need, at);
+        let (decision, standing) = self.memory.admit(demands, booked, need, at);
         let held = |taken| Held { demands: demands.to_vec(), taken, reserved: Reserved::default() };
         (decision.map(held), standing)
     }
