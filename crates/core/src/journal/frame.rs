@@ -134,10 +134,10 @@ mod tests {
             prop::collection::vec(Just(0), 0..200),
             prop::collection::vec(prop_oneof![Just(0xFD), Just(0xFE)], 0..9),
             (any::<u32>(), any::<u32>()).prop_map(|(a, b)| [&MARK[..], &a.to_le_bytes(), &b.to_le_bytes()].concat()),
-            // The part that is missing is not what a mark begins with.
+            // The part that is missing is not what a mark begins with, and what comes next does not happen to be it.
             prop::collection::vec(0..0xFD_u8, 1..60).prop_flat_map(|payload| {
                 let whole = framed(&payload);
-                (1..whole.len()).prop_map(move |length| whole[..length].to_vec())
+                (1..whole.len()).prop_map(move |length| [&whole[..length], &[0xFF]].concat())
             }),
         ];
         prop_oneof![2 => payload.prop_map(|payload| (payload, true)), 1 => junk.prop_map(|junk| (junk, false))]
