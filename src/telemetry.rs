@@ -7,6 +7,7 @@
 //! thread, would cost a request more than everything else the gateway does for it. Where nobody reads standard error,
 //! lines are dropped beyond [`MAX_WAITING`]: a full pipe must not stop requests.
 
+mod access;
 mod line;
 
 use std::{
@@ -17,6 +18,8 @@ use std::{
 };
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
+
+pub use access::Access;
 
 /// How often lines are written.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -49,6 +52,16 @@ impl Lines {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Adds a line to those that wait.
+    fn put(&self, line: &[u8]) {
+        let mut waiting = self.waiting();
+        if waiting.bytes.len() + line.len() > MAX_WAITING {
+            waiting.dropped += 1;
+        } else {
+            waiting.bytes.extend_from_slice(line);
+        }
+    }
+
     /// Writes what waits; says whether more may come.
     fn flush(&self, spare: &mut Vec<u8>) -> bool {
         let mut waiting = self.waiting();
@@ -70,12 +83,7 @@ impl Lines {
 
 impl Write for Lines {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        let mut waiting = self.waiting();
-        if waiting.bytes.len() + line.len() > MAX_WAITING {
-            waiting.dropped += 1;
-        } else {
-            waiting.bytes.extend_from_slice(line);
-        }
+        self.put(line);
         Ok(line.len())
     }
 
@@ -124,6 +132,7 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<LogGuard> {
             std::thread::park_timeout(PERIOD);
         }
     })?;
+    access::start(format, lines.clone());
     let stderr = move || stderr.clone();
     let started = match format {
         LogFormat::Text => registry.with(fmt::layer().with_writer(stderr).event_format(line::Line)).try_init(),

@@ -3,13 +3,14 @@
 use pingora_core::{Error, ErrorSource};
 use pingora_proxy::Session;
 use tollgate_core::{breaker::Outcome, denial::Denial, usage::Usage};
+use uuid::Uuid;
 
 use super::{
     ctx::{Ending, RequestCtx, millis},
     downstream,
     reply::answered,
 };
-use crate::shared::Shared;
+use crate::{shared::Shared, telemetry::Access};
 
 /// Settles everything that the request opened.
 pub fn finish(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx, error: Option<&Error>) {
@@ -68,18 +69,19 @@ fn ending(session: &Session, ctx: &RequestCtx, error: Option<&Error>) -> Ending 
 }
 
 fn log(ctx: &RequestCtx, ending: &Ending, usage: Option<&Usage>, route: &str, duration: std::time::Duration) {
-    tracing::info!(
-        target: "access",
-        request_id = %ctx.request_id,
+    let mut id = Uuid::encode_buffer();
+    let line = Access {
+        request_id: ctx.request_id.hyphenated().encode_lower(&mut id),
         route,
-        key = ctx.key.as_ref().map(|key| key.prefix.as_str()),
-        model = ctx.ask.as_ref().map(|ask| &*ask.target.model),
-        upstream = ctx.attempts.last().map(|attempt| attempt.upstream.as_str()),
-        attempts = ctx.attempts.len(),
-        status = ending.status,
-        code = &*ending.code,
-        prompt_tokens = usage.map(|usage| usage.prompt_tokens),
-        completion_tokens = usage.map(|usage| usage.completion_tokens),
-        duration_ms = millis(duration),
-    );
+        key: ctx.key.as_ref().map(|key| key.prefix.as_str()),
+        model: ctx.ask.as_ref().map(|ask| &*ask.target.model),
+        upstream: ctx.attempts.last().map(|attempt| attempt.upstream.as_str()),
+        attempts: ctx.attempts.len(),
+        status: ending.status,
+        code: &ending.code,
+        prompt_tokens: usage.map(|usage| usage.prompt_tokens),
+        completion_tokens: usage.map(|usage| usage.completion_tokens),
+        duration_ms: millis(duration),
+    };
+    line.log();
 }

@@ -61,7 +61,7 @@ thread_local! {
 }
 
 /// `2026-11-23T06:41:58.123456Z`
-fn write_time(line: &mut impl Write, now: SystemTime) -> fmt::Result {
+pub(super) fn write_time(line: &mut impl Write, now: SystemTime) -> fmt::Result {
     let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
     SECOND.with_borrow_mut(|(second, text)| {
         if *second != since.as_secs() {
@@ -111,18 +111,23 @@ impl Visit for Fields<'_> {
     }
 
     fn record_str(&mut self, field: &Field, value: &str) {
-        // All of it, whatever was found: several bytes at once.
-        let is_plain = value.bytes().fold(true, |plain, b| plain & b.is_ascii_graphic() & (b != b'"') & (b != b'\\'));
-        self.write(field, |line| match (field.name(), is_plain) {
-            ("message", _) => OneLine(line).write_str(value),
-            (_, true) => {
-                line.write_char('"')?;
-                line.write_str(value)?;
-                line.write_char('"')
-            }
-            (_, false) => write!(line, "{value:?}"),
+        self.write(field, |line| match field.name() {
+            "message" => OneLine(line).write_str(value),
+            _ => write_quoted(line, value),
         });
     }
+}
+
+/// A text between quotes, on one line.
+pub(super) fn write_quoted(line: &mut impl Write, value: &str) -> fmt::Result {
+    // All of it, whatever was found: several bytes at once.
+    let is_plain = value.bytes().fold(true, |plain, b| plain & b.is_ascii_graphic() & (b != b'"') & (b != b'\\'));
+    if !is_plain {
+        return write!(line, "{value:?}");
+    }
+    line.write_char('"')?;
+    line.write_str(value)?;
+    line.write_char('"')
 }
 
 /// Escapes what would begin a new, forged line, or speak to a terminal.
