@@ -147,7 +147,7 @@ fn answers(c: &mut Criterion) {
     let answer = answer();
     c.bench_function("meter a 1 KB JSON answer", |b| {
         b.iter(|| {
-            let mut meter = JsonMeter::new(Dialect::Chat, true);
+            let mut meter = JsonMeter::new(Dialect::Chat);
             meter.feed(black_box(&answer));
             meter.finish()
         });

@@ -157,6 +157,6 @@ fn meter_for(answer: &ResponseHeader, ctx: &RequestCtx) -> Meter {
         Class::Good | Class::Unexpected if is_stream() => {
             Meter::Stream(Box::new(StreamMeter::new(ask.dialect, current.asked_usage)))
         }
-        Class::Good | Class::Unexpected => Meter::Json(Box::new(JsonMeter::new(ask.dialect, !ctx.ends_by_close))),
+        Class::Good | Class::Unexpected => Meter::Json(Box::new(JsonMeter::new(ask.dialect))),
     }
 }

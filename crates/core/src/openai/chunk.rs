@@ -119,10 +119,7 @@ impl Facts {
 
     /// The first chunks tell, for a client that hangs up, and the one with the usage has the last word.
     fn read_served(&mut self, data: &[u8]) {
-        let value = |name: &str| {
-            let member = scan::early(data, name.as_bytes())?;
-            std::str::from_utf8(&data[member.value]).ok()
-        };
+        let value = |name: &str| std::str::from_utf8(scan::early(data, name.as_bytes())?).ok();
         self.served.note(value("\"model\""), value("\"service_tier\""));
         self.looks = if self.served.model.is_some() { 0 } else { self.looks.saturating_sub(1) };
     }

@@ -14,10 +14,19 @@
 
 use std::ops::Range;
 
-use memchr::{memchr2, memmem::Finder};
+use memchr::{
+    memchr2,
+    memmem::{Finder, FinderRev},
+};
 
 /// Hits that are looked at before giving up. An honest document has one or two; the bound keeps a hostile one linear.
 pub(super) const MAX_HITS: usize = 16;
+
+/// Bytes that are looked at together where nothing is expected.
+const BLOCK: usize = 32;
+
+/// Bytes of a string that are looked at one by one.
+const SHORT: usize = 16;
 
 /// Members that [`early`] looks at.
 const EARLY: usize = 32;
@@ -39,23 +48,53 @@ pub(super) fn top_level(json: &[u8], name: &Finder<'_>) -> Option<Member> {
         .find(|member| closes_the_document(json, member.value.end, 1))
 }
 
-/// The member of the outermost object with this quoted name, if it is among the first: found without looking at what is behind.
-pub(super) fn early(json: &[u8], name: &[u8]) -> Option<Member> {
-    let mut at = skip_space(json, 0);
-    let mut opens = b'{';
-    for _ in 0..EARLY {
-        if json.get(at) != Some(&opens) {
+/// The members of the outermost object, as far as it can be followed.
+#[derive(Debug)]
+pub(super) struct Members<'a> {
+    json: &'a [u8],
+    at: usize,
+    /// What must stand before the next member.
+    before: u8,
+}
+
+/// Walks over the outermost object of `json`, whose values are passed over and not looked into.
+pub(super) fn members(json: &[u8]) -> Members<'_> {
+    Members { json, at: skip_space(json, 0), before: b'{' }
+}
+
+impl Members<'_> {
+    /// Once there are no more: was that the end of the object, and of the document?
+    pub(super) fn is_complete(&self) -> bool {
+        let end = match self.before {
+            b',' => self.at,
+            _ if self.json.get(self.at) == Some(&b'{') => skip_space(self.json, self.at + 1),
+            _ => return false,
+        };
+        self.json.get(end) == Some(&b'}') && skip_space(self.json, end + 1) == self.json.len()
+    }
+}
+
+impl<'a> Iterator for Members<'a> {
+    /// Name (with its quotes) and value.
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let json = self.json;
+        if json.get(self.at) != Some(&self.before) {
             return None;
         }
-        let start = skip_space(json, at + 1);
+        let start = skip_space(json, self.at + 1);
         let name_end = string_end(json, start).filter(|_| json[start] == b'"')?;
-        let member = member_at(json, start, name_end - start)?;
-        if &json[start..name_end] == name {
-            return Some(member);
-        }
-        (at, opens) = (skip_space(json, member.value.end), b',');
+        let Member { value, .. } = member_at(json, start, name_end - start)?;
+        (self.at, self.before) = (skip_space(json, value.end), b',');
+        Some((&json[start..name_end], &json[value]))
     }
-    None
+}
+
+/// The value of the member of the outermost object with this quoted name, if it is among the first: found without looking at
+/// what is behind.
+pub(super) fn early<'a>(json: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    members(json).take(EARLY).find_map(|(found, value)| (found == name).then_some(value))
 }
 
 /// The member whose quoted name of `name_len` bytes was found at `hit`, at any depth; `None`: it is not a key.
@@ -73,20 +112,27 @@ pub(super) fn member_at(json: &[u8], hit: usize, name_len: usize) -> Option<Memb
 
 /// The last string among the values of all members of that name, at any depth, without its quotes and still escaped.
 pub(super) fn last_string<'a>(json: &'a [u8], name: &Finder<'_>) -> Option<&'a [u8]> {
-    name.find_iter(json)
-        .take(MAX_HITS)
-        .filter_map(|hit| member_at(json, hit, name.needle().len()))
-        .filter_map(|member| json[member.value].strip_prefix(b"\"")?.strip_suffix(b"\""))
-        .last()
+    name.find_iter(json).take(MAX_HITS).filter_map(|hit| string_at(json, hit, name.needle().len())).last()
+}
+
+/// The same where it is to be expected near the end: searched from there.
+pub(super) fn last_string_from_end<'a>(json: &'a [u8], name: &FinderRev<'_>) -> Option<&'a [u8]> {
+    name.rfind_iter(json).take(MAX_HITS).find_map(|hit| string_at(json, hit, name.needle().len()))
+}
+
+/// The value of the member whose quoted name of `name_len` bytes was found at `hit`, if it is a string.
+fn string_at(json: &[u8], hit: usize, name_len: usize) -> Option<&[u8]> {
+    let member = member_at(json, hit, name_len)?;
+    json[member.value].strip_prefix(b"\"")?.strip_suffix(b"\"")
 }
 
 /// Does the document end where `depth` more brackets than were opened since `at` are closed?
 ///
 /// `at` must stand outside of strings.
 pub(super) fn closes_the_document(json: &[u8], mut at: usize, mut depth: usize) -> bool {
-    while let Some(&byte) = json.get(at) {
-        at += 1;
-        match byte {
+    while let Some(found) = next_mark(json, at) {
+        at = found + 1;
+        match json[found] {
             b'"' => match string_end(json, at - 1) {
                 Some(end) => at = end,
                 None => return false,
@@ -139,7 +185,8 @@ fn value_end(json: &[u8], start: usize) -> Option<usize> {
 pub(crate) fn container_end(json: &[u8], start: usize) -> Option<usize> {
     let (mut at, mut depth) = (start, 0_usize);
     loop {
-        match json.get(at)? {
+        at = next_mark(json, at)?;
+        match json[at] {
             b'"' => {
                 at = string_end(json, at)?;
                 continue;
@@ -155,16 +202,39 @@ pub(crate) fn container_end(json: &[u8], start: usize) -> Option<usize> {
     }
 }
 
+/// The next quote or bracket, or a byte that JSON does not have outside of strings.
+fn next_mark(json: &[u8], at: usize) -> Option<usize> {
+    // Bits that all four brackets have, and otherwise only Y, y, the underscore and DEL.
+    const BRACKET: u8 = 0b0101_1001;
+    let is_mark = |byte: &u8| *byte == b'"' || *byte & BRACKET == BRACKET;
+    let has_none = |block: &&[u8]| !block.iter().fold(false, |found, byte| found | is_mark(byte));
+    let rest = json.get(at..)?;
+    let near = &rest[..rest.len().min(BLOCK)];
+    if let Some(mark) = near.iter().position(is_mark) {
+        return Some(at + mark);
+    }
+    // Long arrays of numbers are passed over in whole blocks.
+    let passed = BLOCK * rest.chunks_exact(BLOCK).take_while(has_none).count();
+    Some(at + passed + rest[passed..].iter().position(is_mark)?)
+}
+
 /// Just behind the closing quote of the string that opens at `open`.
 pub(crate) fn string_end(json: &[u8], open: usize) -> Option<usize> {
     let mut at = open + 1;
     loop {
-        at += memchr2(b'"', b'\\', json.get(at..)?)?;
+        at += next_quote(json.get(at..)?)?;
         if json[at] == b'"' {
             return Some(at + 1);
         }
         at += 2;
     }
+}
+
+/// The next quote or backslash. Most strings are names and words, too short to call a search for.
+fn next_quote(rest: &[u8]) -> Option<usize> {
+    let (near, far) = rest.split_at(rest.len().min(SHORT));
+    let found = near.iter().position(|byte| matches!(byte, b'"' | b'\\'));
+    found.or_else(|| Some(near.len() + memchr2(b'"', b'\\', far)?))
 }
 
 #[cfg(test)]
@@ -216,8 +286,8 @@ mod tests {
             ("", None),
         ];
         for (json, expected) in cases {
-            let found = early(json.as_bytes(), b"\"model\"").map(|member| &json[member.value]);
-            assert_eq!(found, expected, "{json}");
+            let found = early(json.as_bytes(), b"\"model\"");
+            assert_eq!(found, expected.map(str::as_bytes), "{json}");
         }
         let late = format!("{{{}\"model\":1}}", "\"a\":0,".repeat(EARLY));
         assert!(early(late.as_bytes(), b"\"model\"").is_none(), "it gives up");
