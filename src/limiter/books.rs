@@ -8,6 +8,7 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
+use foldhash::quality::RandomState;
 use tokio::sync::{Mutex, MutexGuard};
 use tollgate_core::{
     limit::{Amount, Month, Subject},
@@ -27,7 +28,7 @@ struct Page {
     sums: Sums,
 }
 
-type Sums = HashMap<Subject, Amount>;
+type Sums = HashMap<Subject, Amount, RandomState>;
 
 impl Books {
     /// Held by who writes to the database until the books have it too, and by who compares the two.
@@ -55,7 +56,7 @@ impl Books {
 
     /// Puts what the database has in place of what is known of the users in `rows`; returns how many sums differed.
     pub fn correct(&self, month: Month, rows: &[Booked]) -> usize {
-        let mut truth = Sums::new();
+        let mut truth = Sums::default();
         for row in rows {
             add_each(&mut truth, subjects(row), row.amount);
         }
@@ -111,7 +112,7 @@ fn page(pages: &mut Vec<Page>, month: Month) -> &mut Page {
         let older = usize::from(pages[1].month < pages[0].month);
         pages.remove(older);
     }
-    pages.push(Page { month, sums: Sums::new() });
+    pages.push(Page { month, sums: Sums::default() });
     let last = pages.len() - 1;
     &mut pages[last]
 }

@@ -102,7 +102,9 @@ pub async fn json(session: &mut Session, request_id: Uuid, body: Bytes) -> Resul
 /// If a header cannot be built: a defect.
 pub fn sign(headers: &mut HeaderMap, request_id: Uuid, standing: &Standing) -> Result<()> {
     headers.insert(&REQUEST_ID, id_value(request_id)?);
-    headers.extend(standing.headers().map(|(name, value)| (name.clone(), value)));
+    for (name, value) in standing.headers() {
+        headers.insert(name, value);
+    }
     Ok(())
 }
 

@@ -278,6 +278,9 @@ fn presented_key(headers: &HeaderMap) -> Option<&[u8]> {
 fn client_ip(peer: IpAddr, headers: &HeaderMap, trusted: &[IpNet]) -> IpAddr {
     let is_trusted = |ip: IpAddr| trusted.iter().any(|net| net.contains(ip));
     let mut client = peer;
+    if !is_trusted(client) {
+        return client;
+    }
     let forwarded = headers.get_all("x-forwarded-for").iter().rev();
     for entry in forwarded.filter_map(|value| value.to_str().ok()).flat_map(|value| value.rsplit(',')) {
         if !is_trusted(client) {

@@ -4,7 +4,9 @@
 //! write. An estimate that is too high costs room until the answer is there; one that is too low lets more through than
 //! the limit. So both lean to the high side, and both are corrected to the truth when the request is settled.
 
-use memchr::{memchr, memmem};
+use std::sync::LazyLock;
+
+use memchr::{memchr, memmem::Finder};
 
 use super::{Amount, Caps, MAX_LIMIT, state::Need};
 use crate::{
@@ -19,14 +21,14 @@ const BYTES_PER_TOKEN: u64 = 4;
 /// What each file within a body counts for, whatever its size: an image of average detail.
 const TOKENS_PER_FILE: u64 = 1_500;
 /// How a file within a body begins.
-const FILE_MARK: &[u8] = b";base64,";
+static FILE_MARK: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b";base64,"));
 
 /// Tokens of the prompt in `body`.
 #[must_use]
 pub fn prompt_tokens(body: &[u8]) -> u64 {
     let (mut text, mut files, mut rest) = (0_u64, 0_u64, body);
-    while let Some(at) = memmem::find(rest, FILE_MARK) {
-        let data = &rest[at + FILE_MARK.len()..];
+    while let Some(at) = FILE_MARK.find(rest) {
+        let data = &rest[at + FILE_MARK.needle().len()..];
         let end = memchr(b'"', data).unwrap_or(data.len());
         (text, files, rest) = (text + at as u64, files + 1, &data[end..]);
     }
