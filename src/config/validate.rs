@@ -111,7 +111,7 @@ fn usage(table: &mut Table<'_>) -> Usage {
         on_journal_full: on_full.unwrap_or(OnFull::Refuse),
         fsync: table.text("fsync", parse_fsync).unwrap_or(Fsync::Every(Duration::from_secs(1))),
         flush_interval: duration(table, "flush_interval", Duration::from_secs(1), MILLISECOND..=HOUR),
-        batch: table.whole("batch", 1..=10_000).unwrap_or(1000),
+        batch: table.whole("batch", 1..=10_000).unwrap_or(8000),
     }
 }
 

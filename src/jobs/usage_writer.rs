@@ -37,9 +37,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const LARGER: usize = 8;
 /// Rows of one batch at the most, whatever is configured: they are one statement each column, and one transaction.
 const MOST: usize = 10_000;
-/// How many batches may wait, and for how long, before the normal thread takes over. A burst is no reason: the journal has
+/// How many rows may wait, and for how long, before the normal thread takes over. A burst is no reason: the journal has
 /// it, on the disk, and what is held of quotas is known without it.
-const BEHIND: (usize, Duration) = (200, Duration::from_secs(10));
+const BEHIND: (usize, Duration) = (200_000, Duration::from_secs(10));
 /// How often the normal thread looks.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -167,7 +167,7 @@ impl UsageWriter {
     #[must_use]
     pub fn is_behind(&self) -> bool {
         let journal = &self.shared.journal;
-        journal.pending() > BEHIND.0 * self.batch || journal.behind_for() > BEHIND.1 + self.flush_interval
+        journal.pending() > BEHIND.0 || journal.behind_for() > BEHIND.1 + self.flush_interval
     }
 
     /// Writes until the end, waiting for batches.

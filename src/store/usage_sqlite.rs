@@ -10,7 +10,7 @@
 use std::{collections::HashSet, sync::LazyLock};
 
 use chrono::SecondsFormat;
-use sqlx::{Sqlite, SqlitePool, Transaction, query::Query, sqlite::SqliteArguments};
+use sqlx::{Arguments, Sqlite, SqlitePool, Transaction, query::Query, sqlite::SqliteArguments};
 use uuid::{Uuid, fmt::Hyphenated};
 
 use super::{
@@ -91,7 +91,10 @@ async fn insert(tx: &mut Transaction<'_, Sqlite>, mut rows: &[&LogRow<'_>]) -> R
     let mut added = 0;
     for (size, statement) in GROUPS.into_iter().zip(INSERTS.iter()) {
         while let Some((group, rest)) = rows.split_at_checked(size) {
-            let query = group.iter().fold(sqlx::query(statement.as_str()), |query, row| bind(query, row));
+            let mut arguments = SqliteArguments::default();
+            arguments.reserve(size * COLUMNS, 0);
+            let query = sqlx::query_with(statement.as_str(), arguments);
+            let query = group.iter().fold(query, |query, row| bind(query, row));
             added += query.execute(&mut **tx).await?.rows_affected();
             rows = rest;
             if rows.is_empty() {
