@@ -11,6 +11,7 @@
 //! replica's share of every limit, or everything is refused, as the configuration chose. When Redis is back, both must
 //! agree until Redis has seen a whole window: a window that was lost is never given out twice.
 
+mod ahead;
 pub mod books;
 pub mod gate;
 pub mod lengths;
@@ -53,6 +54,7 @@ use tollgate_core::{
 };
 
 use self::{
+    ahead::Ahead,
     books::Books,
     lengths::Lengths,
     memory::{Memory, Taken},
@@ -76,6 +78,7 @@ struct Inner {
     books: Books,
     lengths: Lengths,
     redis: Option<Redis>,
+    ahead: Ahead,
     refuses_without_redis: bool,
     /// Until when Redis may not know a whole window.
     learning_until_ms: AtomicU64,
@@ -160,6 +163,7 @@ impl Limiter {
             books: Books::default(),
             lengths: Lengths::new(options.assumed_output_tokens),
             redis,
+            ahead: Ahead::default(),
             refuses_without_redis: options.refuses_without_redis,
             learning_until_ms: AtomicU64::new(0),
             tried: watch::Sender::new(false),
@@ -177,6 +181,9 @@ impl Limiter {
             let at = Circumstances::alone(plan.now_ms, Share::WHOLE);
             return self.decide(plan, at, Reserved::default());
         };
+        if let Some(admission) = self.take_ahead(redis, &plan) {
+            return Ok(admission);
+        }
         self.wait_for_first_word().await;
         plan.now_ms = self.now_ms();
         let known = || plan.demands.iter().map(|demand| self.known(demand, &plan)).collect();
@@ -299,6 +306,7 @@ impl Limiter {
             Err(refusal) => return Err(refused(&plan.demands, &refusal, standing)),
         };
         let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
+        self.0.ahead.see(&plan.demands, standing);
         if redis.is_linked() && !self.is_learning(plan.now_ms) {
             let taken = self.0.memory.record(&plan.demands, plan.need.amount, plan.now_ms);
             let need = plan.need;
@@ -311,7 +319,7 @@ impl Limiter {
                 demands
                     .iter()
                     .enumerate()
-                    .map(|(index, demand)| Change::undo(demand, reserved.cell(index), need))
+                    .map(|(index, demand)| Change::undo(demand, reserved.cell(index), need, 1))
                     .collect()
             });
         })
@@ -380,6 +388,11 @@ pub struct Reservation {
 }
 
 impl Reservation {
+    /// What was reserved.
+    fn need(&self) -> Amount {
+        self.open.map_or(Amount::default(), |taken| taken.need)
+    }
+
     /// Corrects what was reserved to what was consumed, as far as it is known now. That is held against the quotas until
     /// [`Limiter::release`] is told; `None`: nothing is, because there is no quota.
     #[must_use]
@@ -410,7 +423,7 @@ impl Drop for Reservation {
         let act = || self.limiter.0.memory.undo(&self.demands, taken);
         self.limiter.change(self.reserved, act, || {
             let each = self.demands.iter().enumerate();
-            each.map(|(index, demand)| Change::undo(demand, self.reserved.cell(index), taken.need)).collect()
+            each.map(|(index, demand)| Change::undo(demand, self.reserved.cell(index), taken.need, 1)).collect()
         });
     }
 }

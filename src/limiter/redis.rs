@@ -115,6 +115,19 @@ impl Clock {
     }
 }
 
+/// Requests that are decided on together.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// What binds each of them.
+    pub demands: &'a Arc<[Demand]>,
+    /// How many they are.
+    pub times: u32,
+    /// What each needs.
+    pub need: Need,
+    /// Whose quota they count against.
+    pub month: Month,
+}
+
 /// Redis cannot be asked now.
 #[derive(Debug)]
 pub struct Gone;
@@ -130,6 +143,8 @@ pub struct Verdict {
     pub has_forgotten: bool,
     /// Redis's time, in milliseconds.
     pub now_ms: u64,
+    /// For how long it is still in the cell where this was counted, in milliseconds; in a cluster the least of any node.
+    pub cell_left_ms: u64,
 }
 
 /// Where an admitted request was counted.
@@ -174,6 +189,11 @@ impl Redis {
         self.link.load().is_some()
     }
 
+    /// Do the windows go by a clock that runs with this process's?
+    pub(super) fn has_clock(&self) -> bool {
+        matches!(self.clock, Clock::Server)
+    }
+
     /// The part of every limit that is this replica's while the others are out of sight.
     #[must_use]
     pub fn share(&self) -> Share {
@@ -195,11 +215,25 @@ impl Redis {
         local_ms: u64,
         known: impl FnOnce() -> Vec<Known>,
     ) -> Result<Verdict, Gone> {
+        self.admit_all(Asked { demands, times: 1, need, month }, local_ms, known).await
+    }
+
+    /// Decides on as many alike: all of them are admitted, or none.
+    ///
+    /// # Errors
+    /// [`Gone`], if Redis cannot be asked or does not answer in time.
+    pub async fn admit_all(
+        &self,
+        asked: Asked<'_>,
+        local_ms: u64,
+        known: impl FnOnce() -> Vec<Known>,
+    ) -> Result<Verdict, Gone> {
+        let Asked { demands, times, need, month } = asked;
         let link = self.link.load_full().ok_or(Gone)?;
         let (answer, mut verdict) = oneshot::channel();
         {
             let mut queue = self.queue();
-            let ask = Ask { demands: Arc::clone(demands), known: known(), need, month, answer };
+            let ask = Ask { demands: Arc::clone(demands), known: known(), times, need, month, answer };
             queue.ask(ask);
         }
         match timeout(self.patience, self.served(&link, &mut verdict)).await {
@@ -276,10 +310,11 @@ impl Redis {
         for (ask, verdict) in judged {
             // Without a verdict the sender is dropped, which says as much.
             let Some(verdict) = verdict else { continue };
-            let Err(Verdict { decision: Ok(counted), .. }) = ask.answer.send(verdict) else { continue };
+            let Ask { demands, times, need, answer, .. } = ask;
+            let Err(Verdict { decision: Ok(counted), .. }) = answer.send(verdict) else { continue };
             // Nobody waited any longer: it was decided otherwise.
-            let undo = |(index, demand)| Change::undo(demand, counted.cells[index], ask.need.amount);
-            ask.demands.iter().enumerate().map(undo).for_each(|change| queue.tell(change));
+            let undo = |(index, demand)| Change::undo(demand, counted.cells[index], need.amount, times);
+            demands.iter().enumerate().map(undo).for_each(|change| queue.tell(change));
         }
         if !queue.is_empty() {
             self.has_changes.notify_one();

@@ -176,8 +176,9 @@ impl Call {
         self.steps.extend_from_slice(&count.to_le_bytes());
         let (amount, least) = (ask.need.amount, ask.need.least);
         let month = f64::from(ask.month.0);
-        let amounts = [amount.tokens, amount.nano_usd, least.tokens, least.nano_usd].map(float);
-        put(&mut self.steps, &amounts);
+        let amounts = [amount.tokens, amount.nano_usd, least.tokens, least.nano_usd];
+        put(&mut self.steps, &[f64::from(ask.times)]);
+        put(&mut self.steps, &amounts.map(|n| float(n.saturating_mul(ask.times.into()))));
         put(&mut self.steps, &[month]);
         for &index in &indexes {
             let (Demand { subject, caps }, known) = (&ask.demands[index], &ask.known[index]);
@@ -231,7 +232,13 @@ impl Pending {
     fn new(session: u32) -> Self {
         let counted = Counted { session, cells: [0; MAX_DEMANDS] };
         Self {
-            verdict: Verdict { decision: Ok(counted), standing: Standing::default(), has_forgotten: false, now_ms: 0 },
+            verdict: Verdict {
+                decision: Ok(counted),
+                standing: Standing::default(),
+                has_forgotten: false,
+                now_ms: 0,
+                cell_left_ms: CELL_MS,
+            },
             admitted: Vec::new(),
             refusal: None,
             is_foreign: false,
@@ -242,6 +249,7 @@ impl Pending {
     /// `head` and `shown` are what a call says of the request and of those of its subjects that `indexes` name.
     fn see(&mut self, ask: &Ask, indexes: &[usize], now_ms: u64, head: &[i64], shown: &[i64]) {
         self.verdict.now_ms = now_ms;
+        self.verdict.cell_left_ms = self.verdict.cell_left_ms.min(CELL_MS - now_ms % CELL_MS);
         let fresh = |bit: usize| head[1] >> bit & 1 == 1;
         self.verdict.has_forgotten |=
             indexes.iter().enumerate().any(|(bit, &index)| fresh(bit) && ask.known[index].is_recent);
@@ -275,7 +283,8 @@ impl Pending {
             self.verdict.decision = Ok(self.counted);
             return (Some(self.verdict), Vec::new());
         }
-        let undo = |index: &usize| Change::undo(&ask.demands[*index], self.counted.cells[*index], ask.need.amount);
+        let undo =
+            |&index: &usize| Change::undo(&ask.demands[index], self.counted.cells[index], ask.need.amount, ask.times);
         let undone = self.admitted.iter().map(undo).collect();
         let verdict = self.refusal.filter(|_| !self.is_foreign).map(|refusal| {
             self.verdict.decision = Err(refusal);

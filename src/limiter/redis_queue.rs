@@ -29,14 +29,16 @@ const ASKS_AT_ONCE: usize = 64;
 /// Corrections in one batch.
 const CHANGES_AT_ONCE: usize = 512;
 
-/// A request that waits for its verdict.
+/// A request, or several alike, that wait for their verdict.
 #[derive(Debug)]
 pub(super) struct Ask {
     /// What binds it.
     pub demands: Arc<[Demand]>,
     /// What this replica knew of each subject when it asked.
     pub known: Vec<Known>,
-    /// What is to be reserved.
+    /// How many requests: all of them are admitted, or none.
+    pub times: u32,
+    /// What is to be reserved for each.
     pub need: Need,
     /// Whose quota it counts against.
     pub month: Month,
@@ -147,7 +149,7 @@ mod tests {
 
     fn ask() -> Ask {
         let (answer, _) = oneshot::channel();
-        Ask { demands: Arc::from([]), known: Vec::new(), need: Need::default(), month: Month(1), answer }
+        Ask { demands: Arc::from([]), known: Vec::new(), times: 1, need: Need::default(), month: Month(1), answer }
     }
 
     #[test]

@@ -145,11 +145,13 @@ impl Change {
         Self { begun, more, ..Self::of(demand.subject.clone()) }
     }
 
-    /// An admission that is undone as if it had never been.
+    /// So many admissions with this need each, undone as if they had never been.
     #[must_use]
-    pub fn undo(demand: &Demand, cell: u64, need: Amount) -> Self {
+    pub fn undo(demand: &Demand, cell: u64, need: Amount, times: u32) -> Self {
+        let requests = u64::from(times);
+        let need = need.times(requests);
         let release = if demand.caps.has_quota() { need } else { Amount::default() };
-        Self { ended: 1, cell, requests: 1, tokens: need.tokens, release, ..Self::of(demand.subject.clone()) }
+        Self { ended: requests, cell, requests, tokens: need.tokens, release, ..Self::of(demand.subject.clone()) }
     }
 
     /// What a settlement changes in Redis; `None`: nothing.

@@ -72,7 +72,7 @@ impl Limiter {
     /// Keeps the link to Redis, for ever. Returns at once if there is none to keep.
     pub async fn keep_linked(&self) {
         let Some(redis) = &self.0.redis else { return };
-        tokio::join!(self.keep_link(redis), keep_carrying(redis), redis.settle_late_answers());
+        tokio::join!(self.keep_link(redis), keep_carrying(redis), redis.settle_late_answers(), self.keep_ahead());
     }
 
     /// What Redis has booked of those subjects with a quota that were lately in use; empty without Redis.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic, and the helpers of tests are tests")]
 
 mod access;
+mod ahead;
 mod answers;
 mod bodies;
 mod books;

@@ -14,6 +14,7 @@
 //! | [`hold`] | what a finished request holds until it is booked |
 //! | [`written`] | limits as people write them |
 
+pub mod ahead;
 pub mod estimate;
 pub mod hold;
 pub mod policy;
@@ -67,7 +68,7 @@ pub struct ModelLimits {
 }
 
 /// What binds one subject, defaults resolved. 0: no limit.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Caps {
     /// Requests per minute.
     pub rpm: u64,
@@ -205,6 +206,24 @@ impl Amount {
             tokens: self.tokens.saturating_sub(other.tokens),
             nano_usd: self.nano_usd.saturating_sub(other.nano_usd),
         }
+    }
+
+    /// So many of it; it stops at the greatest number.
+    #[must_use]
+    pub fn times(self, times: u64) -> Self {
+        Self { tokens: self.tokens.saturating_mul(times), nano_usd: self.nano_usd.saturating_mul(times) }
+    }
+
+    /// The greater of both, each for itself.
+    #[must_use]
+    pub fn max(self, other: Self) -> Self {
+        Self { tokens: self.tokens.max(other.tokens), nano_usd: self.nano_usd.max(other.nano_usd) }
+    }
+
+    /// Is neither more than in `other`?
+    #[must_use]
+    pub fn fits_in(self, other: Self) -> bool {
+        self.tokens <= other.tokens && self.nano_usd <= other.nano_usd
     }
 
     /// Is it nothing?

@@ -4,8 +4,8 @@
 --         a correction: 0 as I2; key (from 1) as I2; 11 doubles: requests that ended; cell of the reservation, requests and
 --           tokens to take back from it; requests and tokens to add now; held tokens and nano-dollars to add (negative: to
 --           let go); month, tokens and nano-dollars that were booked.
---         a request: number of its subjects as I2; 5 doubles: tokens, nano-dollars, least tokens, least nano-dollars,
---           month; for each subject: key as I2; 10 doubles: rpm, tpm, concurrency, monthly tokens, monthly nano-dollars;
+--         requests that are admitted together or not at all: number of their subjects as I2; 6 doubles: how many they are;
+--           of all together: tokens, nano-dollars, least tokens, least nano-dollars; month; for each subject: key as I2; 10 doubles: rpm, tpm, concurrency, monthly tokens, monthly nano-dollars;
 --           tokens and nano-dollars of the books; what this holder holds: requests in flight, tokens, nano-dollars.
 -- Reply: now; for each request: verdict (1: admitted at all of its subjects, 0: at none, -1: the state of the refusing
 --   subject is not ours), which subjects had no state before this call (bit by bit), refusing subject (from 0), kind, wait (-1: next month,
@@ -53,8 +53,8 @@ local function correct(key)
 end
 
 local function decide(count)
-  local need_tokens, need_nano, least_tokens, least_nano, month
-  need_tokens, need_nano, least_tokens, least_nano, month, at = unpack('<ddddd', steps, at)
+  local times, need_tokens, need_nano, least_tokens, least_nano, month
+  times, need_tokens, need_nano, least_tokens, least_nano, month, at = unpack('<dddddd', steps, at)
   local asked, fresh = {}, 0
   local worst, refusing, kind, wait = 0, 0, 0, 0
   local function refuse(rank, subject, which, ms)
@@ -75,8 +75,8 @@ local function decide(count)
     end
     if s.fresh then fresh = fresh + 2 ^ (i - 1) end
     asked[i], s.rpm, s.tpm = s, rpm, tpm
-    if rpm > 0 and s.rs + 1 > rpm then
-      local ms = wait_ms(s, 1, 0, rpm, 0, now)
+    if rpm > 0 and s.rs + times > rpm then
+      local ms = wait_ms(s, times, 0, rpm, 0, now)
       refuse(ms, i, 0, ms)
     end
     if tpm > 0 then
@@ -92,7 +92,7 @@ local function decide(count)
     if s.counts then
       find_holders(s, id, cell)
       be_held(s, session, own_busy, own_tokens, own_nano)
-      if most_busy > 0 and s.others_busy + s.busy >= most_busy then refuse(1000, i, 2, 1000) end
+      if most_busy > 0 and s.others_busy + s.busy + times > most_busy then refuse(1000, i, 2, 1000) end
       if m_tokens > 0 or m_nano > 0 then
         s.quota = 1
         turn_page(s, now, month, b_tokens, b_nano)
@@ -110,10 +110,10 @@ local function decide(count)
   for i = 1, count do
     local s = asked[i]
     if worst == 0 then
-      add(s, s.rpm > 0 and 1 or 0, s.tpm > 0 and need_tokens or 0)
+      add(s, s.rpm > 0 and times or 0, s.tpm > 0 and need_tokens or 0)
       -- A call of an earlier session was overtaken: its admission was decided otherwise.
       if s.counts and s.session == session then
-        s.busy, s.expires = s.busy + 1, cell + lease
+        s.busy, s.expires = s.busy + times, cell + lease
         if s.quota == 1 then s.tokens, s.nano = s.tokens + need_tokens, s.nano + need_nano end
       end
       s.dirty = true

@@ -35,7 +35,7 @@ impl From<Amount> for Need {
 }
 
 /// A subject and what binds it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Demand {
     /// Whom.
     pub subject: Subject,
@@ -185,6 +185,9 @@ impl State {
         };
         let tokens = over(caps.monthly_tokens, booked.tokens, self.held.tokens, need.least.tokens);
         let money = over(caps.monthly_nano_usd, booked.nano_usd, self.held.nano_usd, need.least.nano_usd);
+        if rpm.is_none() && tpm.is_none() && !(busy || tokens || money) {
+            return None; // nearly always
+        }
         [
             rpm.map(|wait| (Kind::Rpm, caps.rpm, wait)),
             tpm.map(|wait| (Kind::Tpm, caps.tpm, wait)),
