@@ -8,11 +8,18 @@ use crate::process::{CORE_OF_LOAD, CORE_UNDER_TEST, core_busy, own_cpu};
 use crate::systems::{DIRECT, Systems};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
+use tokio::time::sleep;
 
 /// Share of a core that others may use. The kernel's ticks alone can make up eight hundredths.
 const TOLERATED: f64 = 0.10;
 /// How often a window is measured before it is taken as it is.
 const TRIES: u32 = 6;
+
+/// How long the systems may take to come to rest, how often it is looked whether they have, and what they may use in between:
+/// a tick of the kernel's clock or two.
+const SETTLING: Duration = Duration::from_secs(20);
+const LOOK: Duration = Duration::from_millis(500);
+const IDLE: Duration = Duration::from_millis(30);
 
 /// Counts the windows that stayed disturbed however often they were measured.
 #[derive(Default)]
@@ -28,12 +35,14 @@ impl Quiet {
         window: impl AsyncFn() -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         for _ in 1..TRIES {
+            settle(systems).await?;
             let (result, others) = observe(systems, &window).await?;
             if others <= TOLERATED {
                 return Ok(result);
             }
             println!("  others used {:.0} % of a core: once more", others * 100.0);
         }
+        settle(systems).await?;
         let (result, others) = observe(systems, &window).await?;
         if others > TOLERATED {
             self.disturbed.set(self.disturbed.get() + 1);
@@ -45,6 +54,23 @@ impl Quiet {
     pub(crate) fn disturbed(&self) -> u32 {
         self.disturbed.get()
     }
+}
+
+/// Waits until no system has anything to do: what a gateway put off under full load belongs to no later window, least of all
+/// to one of another system.
+async fn settle(systems: &Systems) -> anyhow::Result<()> {
+    let used = || systems.all.iter().try_fold(Duration::ZERO, |sum, system| anyhow::Ok(sum + system.process.cpu()?));
+    let started = Instant::now();
+    let mut before = used()?;
+    while started.elapsed() < SETTLING {
+        sleep(LOOK).await;
+        let now = used()?;
+        if now.saturating_sub(before) <= IDLE {
+            break;
+        }
+        before = now;
+    }
+    Ok(())
 }
 
 /// Runs `window`; returns its result and the share of the more disturbed core that others used meanwhile.
