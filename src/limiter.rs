@@ -6,9 +6,9 @@
 //! remains is *held* against the quotas until the usage writer has booked it: a [`Hold`] is plain numbers, because it waits
 //! in the journal with the record, for as long as the database is away, and comes back with it to [`Limiter::release`].
 //!
-//! Without Redis the decision is made in [`memory`]. With Redis it is made there, for all replicas, in one round trip, and
-//! [`memory`] keeps a copy of what this replica did. If Redis cannot be asked, the copy goes on at once with this
-//! replica's share of every limit, or everything is refused, as the configuration chose. When Redis is back, both must
+//! Without Redis the decision is made in [`memory`]. With Redis it is made there, for all replicas, in one round trip (for who
+//! sends much, [`ahead`] of several requests together), and [`memory`] keeps a copy of what this replica did. If Redis
+//! cannot be asked, the copy goes on at once with this replica's share of every limit, or everything is refused, as the configuration chose. When Redis is back, both must
 //! agree until Redis has seen a whole window: a window that was lost is never given out twice.
 
 mod ahead;

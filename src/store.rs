@@ -202,11 +202,11 @@ fn open_sqlite(path: &str) -> Result<SqlitePool, StoreError> {
         // NORMAL may forget the last commits when the power fails, and the journal drops what was committed: with it,
         // usage could be lost. One sync per batch is cheap.
         .synchronous(SqliteSynchronous::Full)
+        // Of a new file only. A batch fills most pages that it touches, so large ones are fewer system calls and no more bytes.
+        .page_size(16_384)
         // The writer touches some hundred pages of the log's indexes with every batch, mostly those of the batch before. So
         // it pays to keep them, and to bring them to the file not with every other batch: both together halve its work.
         .pragma("cache_size", "-8000")
-        // Of a new file only. A batch fills most pages that it touches, so large ones are fewer system calls and no more bytes.
-        .page_size(16_384)
         .pragma("wal_autocheckpoint", "2000")
         .busy_timeout(PATIENCE);
     Ok(SqlitePoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(PATIENCE).connect_lazy_with(options))

@@ -70,12 +70,8 @@ pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>
 
 /// Picks a member and enters it; waits for one, if one will be ready soon.
 async fn enter_or_wait(shared: &Shared, view: &View, ctx: &mut RequestCtx) -> Option<(usize, health::Attempt)> {
-    if let Some(entered) = enter(shared, view, ctx) {
-        return Some(entered);
-    }
     let until = Instant::now() + shared.settings.wait.min(ctx.time_left(shared).unwrap_or(Duration::MAX));
     loop {
-        // Listened to before the look, so that no change falls between the two.
         let changed = shared.upstream_changed.notified();
         if let Some(entered) = enter(shared, view, ctx) {
             return Some(entered);
