@@ -68,6 +68,8 @@ pub struct Peer {
     host: HeaderValue,
     credential: (HeaderName, HeaderValue),
     targets: Targets,
+    /// Where there is nothing to resolve.
+    fixed: Option<SocketAddr>,
     resolved: ArcSwapOption<Resolved>,
     turn: AtomicUsize,
 }
@@ -102,6 +104,7 @@ impl Peer {
             credential: credential(upstream)?,
             targets: Targets::try_new(upstream)?,
             template: template(&upstream.base_url, ca, timeouts),
+            fixed: upstream.base_url.host.parse().ok().map(|ip: IpAddr| SocketAddr::new(ip, upstream.base_url.port)),
             resolved: ArcSwapOption::empty(),
             turn: AtomicUsize::new(0),
         })
@@ -162,8 +165,8 @@ impl Peer {
     }
 
     async fn address(&self) -> std::io::Result<SocketAddr> {
-        if let Ok(ip) = self.url.host.parse::<IpAddr>() {
-            return Ok(SocketAddr::new(ip, self.url.port));
+        if let Some(address) = self.fixed {
+            return Ok(address);
         }
         let known = self.resolved.load_full();
         if let Some(known) = known.as_ref().filter(|known| known.at.elapsed() < FRESH) {

@@ -8,6 +8,7 @@ use tollgate_core::journal::{
     Place,
     entry::{Kind, peek},
     frame,
+    pending::Pending,
     segment::head,
 };
 
@@ -16,7 +17,7 @@ use super::{
     log::{Live, Log, Trouble},
 };
 
-/// How long a beginning waits for its end before it is written.
+/// How long a beginning waits for its end before it is written, at least; at the most it is twice as long.
 const BEGIN: Duration = Duration::from_millis(5);
 /// How often what does not work is tried again.
 const RETRY: Duration = Duration::from_millis(200);
@@ -30,8 +31,12 @@ impl Journal {
     async fn keep_beginning(&self) {
         loop {
             self.0.begins_wait.notified().await;
-            sleep(BEGIN).await;
-            self.0.write_begins();
+            loop {
+                sleep(BEGIN).await;
+                if !self.0.write_begins(|pending, write| pending.take_old(write)) {
+                    break;
+                }
+            }
         }
     }
 
@@ -62,10 +67,11 @@ impl Journal {
 }
 
 impl Inner {
-    /// Writes the beginnings that wait. The journal is held meanwhile: an end that finds its beginning gone comes after it.
-    pub(super) fn write_begins(&self) {
+    /// Writes the beginnings that `take` takes. The journal is held meanwhile: an end that finds its beginning gone comes after
+    /// it.
+    pub(super) fn write_begins<T>(&self, take: impl FnOnce(&mut Pending, &mut dyn FnMut(&[u8])) -> T) -> T {
         let mut log = lock(&self.log);
-        lock(&self.pending).take(|begin| {
+        let taken = take(&mut lock(&self.pending), &mut |begin| {
             // Only a crash would have needed it.
             if log.trouble.is_none()
                 && let Err(trouble) = log.write(begin, false)
@@ -74,6 +80,7 @@ impl Inner {
             }
         });
         self.look_after(&log);
+        taken
     }
 
     /// Puts closed segments into their final form, makes a spare one, and tries again what could not be written. `false`: not

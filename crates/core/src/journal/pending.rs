@@ -3,6 +3,9 @@
 //! A beginning matters only if the process dies before the end. Most requests are over soon, so their beginnings are kept
 //! here for some milliseconds, and an end that comes meanwhile takes its beginning back: such a request is written once.
 //! Taking back is a look-up by number; nothing is allocated for a request.
+//!
+//! Whoever writes comes at intervals, and takes what was there already when it came the last time: so each beginning has at
+//! least one interval for its end to come, and under load most of those that are there at any moment are brand-new.
 
 /// Frames of beginnings, in their order.
 #[derive(Debug, Default)]
@@ -11,7 +14,10 @@ pub struct Pending {
     first: u64,
     frames: Vec<Frame>,
     bytes: Vec<u8>,
+    /// How many of them are wanted.
     left: usize,
+    /// How many were there the last time.
+    old: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -48,16 +54,34 @@ impl Pending {
         true
     }
 
-    /// Takes out all frames that were not taken back: hands each to `write`.
-    pub fn take(&mut self, mut write: impl FnMut(&[u8])) {
+    /// Takes out the frames that were there the last time and were not taken back: hands each to `write`. `true`: some are
+    /// left, for the next time.
+    pub fn take_old(&mut self, write: impl FnMut(&[u8])) -> bool {
+        self.take(self.old, write);
+        self.old = self.frames.len();
+        self.left > 0
+    }
+
+    /// The same with all of them.
+    pub fn take_all(&mut self, write: impl FnMut(&[u8])) {
+        self.take(self.frames.len(), write);
+    }
+
+    fn take(&mut self, count: usize, mut write: impl FnMut(&[u8])) {
         let mut start = 0;
-        for frame in &self.frames {
+        for frame in self.frames.drain(..count) {
             if frame.is_wanted {
                 write(&self.bytes[start..frame.end]);
+                self.left -= 1;
             }
             start = frame.end;
         }
-        self.clear();
+        self.first += count as u64;
+        self.bytes.drain(..start);
+        self.frames.iter_mut().for_each(|frame| frame.end -= start);
+        if self.left == 0 {
+            self.clear();
+        }
     }
 
     /// Bytes that wait, those taken back included.
@@ -70,7 +94,7 @@ impl Pending {
         self.first += self.frames.len() as u64;
         self.frames.clear();
         self.bytes.clear();
-        self.left = 0;
+        (self.left, self.old) = (0, 0);
     }
 }
 
@@ -84,14 +108,16 @@ mod tests {
     enum Act {
         Push(u8),
         TakeBack(prop::sample::Index),
-        Take,
+        TakeOld,
+        TakeAll,
     }
 
     fn act() -> impl Strategy<Value = Act> {
         prop_oneof![
             3 => any::<u8>().prop_map(Act::Push),
             3 => any::<prop::sample::Index>().prop_map(Act::TakeBack),
-            1 => Just(Act::Take),
+            1 => Just(Act::TakeOld),
+            1 => Just(Act::TakeAll),
         ]
     }
 
@@ -103,6 +129,8 @@ mod tests {
             let (mut pending, mut tickets) = (Pending::default(), Vec::new());
             // What should be there: the frame of each ticket, until it is written or taken back.
             let mut model: Vec<Option<Vec<u8>>> = Vec::new();
+            // How many were pushed before the writer came the last time.
+            let mut old = 0;
             for act in acts {
                 match act {
                     Act::Push(length) => {
@@ -117,9 +145,17 @@ mod tests {
                         let which = which.index(tickets.len());
                         prop_assert_eq!(pending.take_back(tickets[which]), model[which].take().is_some());
                     }
-                    Act::Take => {
+                    Act::TakeOld => {
                         let mut written = Vec::new();
-                        pending.take(|frame| written.push(frame.to_vec()));
+                        let is_more = pending.take_old(|frame| written.push(frame.to_vec()));
+                        let expected: Vec<_> = model[..old].iter_mut().filter_map(Option::take).collect();
+                        prop_assert_eq!(written, expected);
+                        prop_assert_eq!(is_more, model.iter().any(Option::is_some));
+                        old = model.len();
+                    }
+                    Act::TakeAll => {
+                        let mut written = Vec::new();
+                        pending.take_all(|frame| written.push(frame.to_vec()));
                         let expected: Vec<_> = model.iter_mut().filter_map(Option::take).collect();
                         prop_assert_eq!(written, expected);
                         prop_assert_eq!(pending.bytes(), 0);
