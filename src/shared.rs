@@ -93,13 +93,7 @@ impl Shared {
     /// Milliseconds of a clock that never goes back.
     #[must_use]
     pub fn now_ms(&self) -> u64 {
-        self.ms_at(Instant::now())
-    }
-
-    /// The same clock at another moment.
-    #[must_use]
-    pub fn ms_at(&self, moment: Instant) -> u64 {
-        u64::try_from(moment.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// The state of an upstream changed: a line in the log, and a word to the other replicas.

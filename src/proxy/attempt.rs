@@ -38,7 +38,7 @@ pub struct Current {
     /// How to speak to it.
     pub peer: Arc<Peer>,
     /// The model's name at this upstream.
-    pub model: Arc<str>,
+    pub model: String,
     /// The body as this upstream wants it.
     pub body: Bytes,
     /// Did the gateway ask for usage in the client's place?

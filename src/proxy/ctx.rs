@@ -6,7 +6,6 @@ use bytes::Bytes;
 use chrono::{DateTime, Utc};
 use http::HeaderMap;
 use pingora_core::upstreams::peer::HttpPeer;
-use smallvec::SmallVec;
 use tollgate_core::{
     denial::Denial,
     key::KeyEntry,
@@ -22,7 +21,7 @@ use tollgate_core::{
     snapshot::Target,
     usage::{Attempt, Usage},
 };
-use uuid::{NoContext, Timestamp, Uuid};
+use uuid::Uuid;
 
 use super::{
     attempt::{Current, Failed},
@@ -71,7 +70,7 @@ pub struct RequestCtx {
     /// Attempts that failed because a kept connection was closed; they do not count.
     pub stale_retries: usize,
     /// Indexes of the members that were tried.
-    pub tried: SmallVec<[usize; 4]>,
+    pub tried: Vec<usize>,
     /// The attempt under way.
     pub attempt: Option<Current>,
     /// How to connect for it, until that is done.
@@ -83,7 +82,7 @@ pub struct RequestCtx {
     /// The wrapper of the client's session, if it needed one.
     pub downstream: Option<Handle>,
     /// Name of the model at the upstream of the last attempt.
-    pub upstream_model: Option<Arc<str>>,
+    pub upstream_model: Option<String>,
     /// What it reserved; let go when its answer is over.
     pub reservation: Option<Reservation>,
     /// What it holds of quotas until it is booked.
@@ -230,15 +229,14 @@ impl RequestCtx {
     /// A request that has just arrived.
     #[must_use]
     pub fn new(held: Held, journal: Journal) -> Self {
-        let arrived_at = Utc::now();
         Self {
             held,
             journal,
             open: None,
             ending: None,
-            request_id: id_at(arrived_at),
+            request_id: Uuid::now_v7(),
             arrived: Instant::now(),
-            arrived_at,
+            arrived_at: Utc::now(),
             ip: None,
             route: None,
             asked: HeaderMap::new(),
@@ -248,7 +246,7 @@ impl RequestCtx {
             content: None,
             attempts: Vec::new(),
             stale_retries: 0,
-            tried: SmallVec::new(),
+            tried: Vec::new(),
             attempt: None,
             picked: None,
             broke_off: false,
@@ -333,12 +331,6 @@ impl RequestCtx {
     pub fn overhead(&self) -> Option<std::time::Duration> {
         Some(self.forwarded?.duration_since(self.arrived).saturating_sub(self.waited_for_client))
     }
-}
-
-/// A new id whose order is that of time.
-fn id_at(moment: DateTime<Utc>) -> Uuid {
-    let seconds = u64::try_from(moment.timestamp()).unwrap_or(0);
-    Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, moment.timestamp_subsec_nanos()))
 }
 
 /// Whole milliseconds, saturating.

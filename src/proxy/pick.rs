@@ -38,17 +38,17 @@ const STEP: Duration = PROBE_STEP;
 pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>, Denial> {
     let Some(view) = ctx.view.clone() else { return Err(Denial::Internal) };
     loop {
-        let Some((index, health, began)) = enter_or_wait(shared, &view, ctx).await else {
+        let Some((index, health)) = enter_or_wait(shared, &view, ctx).await else {
             return Err(ctx.no_upstream(shared));
         };
         let Some(ask) = &ctx.ask else { return Err(Denial::Internal) };
         let peer = view.peers.get(index);
-        let current = begin(ask, &view.snapshot.member(index).upstream, peer, health, began);
+        let current = begin(ask, &view.snapshot.member(index).upstream, peer, health);
         if !ctx.attempts.is_empty() {
             shared.metrics.retries_total.inc();
         }
         ctx.forwarded.get_or_insert(current.began);
-        ctx.upstream_model = Some(Arc::clone(&current.model));
+        ctx.upstream_model = Some(current.model.clone());
         ctx.forget_answer();
         ctx.attempt = Some(current);
         match peer.connect_to(ctx.time_left(shared)).await {
@@ -68,30 +68,25 @@ pub async fn pick(shared: &Shared, ctx: &mut RequestCtx) -> Result<Box<HttpPeer>
     }
 }
 
-/// Picks a member and enters it, and says when that was; waits for one, if one will be ready soon.
-async fn enter_or_wait(
-    shared: &Shared,
-    view: &View,
-    ctx: &mut RequestCtx,
-) -> Option<(usize, health::Attempt, Instant)> {
-    let mut now = Instant::now();
-    let until = now + shared.settings.wait.min(ctx.time_left(shared).unwrap_or(Duration::MAX));
+/// Picks a member and enters it; waits for one, if one will be ready soon.
+async fn enter_or_wait(shared: &Shared, view: &View, ctx: &mut RequestCtx) -> Option<(usize, health::Attempt)> {
+    let until = Instant::now() + shared.settings.wait.min(ctx.time_left(shared).unwrap_or(Duration::MAX));
     loop {
         let changed = shared.upstream_changed.notified();
-        if let Some((index, health)) = enter(view, ctx, shared.ms_at(now)) {
-            return Some((index, health, now));
+        if let Some(entered) = enter(shared, view, ctx) {
+            return Some(entered);
         }
-        let left = until.saturating_duration_since(now);
+        let left = until.saturating_duration_since(Instant::now());
         let wait = ctx.untried_wait(shared).filter(|wait| !left.is_zero() && *wait <= left)?;
         let woken = timeout(wait.clamp(MILLISECOND, STEP), changed).await;
         drop(woken);
-        now = Instant::now();
     }
 }
 
 /// Picks a member and enters it; another one if it has just closed its doors.
-fn enter(view: &View, ctx: &mut RequestCtx, now_ms: u64) -> Option<(usize, health::Attempt)> {
+fn enter(shared: &Shared, view: &View, ctx: &mut RequestCtx) -> Option<(usize, health::Attempt)> {
     let ask = ctx.ask.as_ref()?;
+    let now_ms = shared.now_ms();
     let health = |index: usize| &view.snapshot.member(index).state.health;
     let strategy = ask.target.strategy;
     let sticky = (strategy == Strategy::Sticky).then(|| sticky_key(ctx)).flatten();
@@ -118,18 +113,17 @@ fn sticky_key(ctx: &RequestCtx) -> Option<u64> {
     hint.map(|hint| sticky_hash(hint.as_bytes())).or_else(key)
 }
 
-fn begin(ask: &Ask, upstream: &Arc<Upstream>, peer: &Arc<Peer>, health: health::Attempt, began: Instant) -> Current {
-    let own = upstream.resolve_model(&ask.target.model).filter(|own| **own != *ask.target.model);
-    let model = own.map_or_else(|| Arc::clone(&ask.target.model), Arc::from);
+fn begin(ask: &Ask, upstream: &Arc<Upstream>, peer: &Arc<Peer>, health: health::Attempt) -> Current {
+    let model = upstream.resolve_model(&ask.target.model).unwrap_or(&ask.target.model);
     let asked_usage = asks_usage(ask, upstream);
-    let edits = rewrite::Edits { model: (*model != *ask.head.model).then_some(&*model), ask_usage: asked_usage };
+    let edits = rewrite::Edits { model: (model != ask.head.model).then_some(model), ask_usage: asked_usage };
     Current {
         upstream: Arc::clone(upstream),
         peer: Arc::clone(peer),
         body: rewrite::rewrite(&ask.body, &ask.head, &edits),
-        model,
+        model: model.to_owned(),
         asked_usage,
-        began,
+        began: Instant::now(),
         health,
         status: 0,
         answered_after: None,

@@ -96,7 +96,7 @@ async fn decide(shared: &Shared, session: &mut Session, ctx: &mut RequestCtx) ->
             ask.tokens = need.amount.tokens;
             ctx.content = shared.contents.begin(&key, || asked(ctx, &ask));
             ctx.ask = Some(ask);
-            shared.retry_budget.deposit(|| shared.now_ms());
+            shared.retry_budget.deposit(shared.now_ms());
             // Here and not in Pingora's own phase: that one's connection ends if there is no upstream.
             ctx.picked = Some(pick(shared, ctx).await.map_err(Failure::Denied)?);
             return Ok(false);

@@ -40,8 +40,6 @@ static REMAINING: [HeaderName; 2] = [
 /// What a provider calls the request.
 static REQUEST_IDS: [HeaderName; 2] =
     [HeaderName::from_static("x-request-id"), HeaderName::from_static("apim-request-id")];
-/// How many headers the client sees at the most, usually. `HeaderMap` doubles beyond 12.
-const SHOWN: usize = 12;
 /// How much of an upstream's error is held back to be cleaned.
 const ERROR_BODY: usize = 4096;
 
@@ -126,7 +124,7 @@ pub fn filter(session: &mut Session, answer: &mut ResponseHeader, ctx: &mut Requ
     if matches!(ctx.meter, Meter::Stream(_) | Meter::Trouble(_)) {
         downstream::hold(session, &mut ctx.downstream);
     }
-    let mut shown = HeaderMap::with_capacity(SHOWN);
+    let mut shown = HeaderMap::with_capacity(PASSED.len() + 8);
     for name in &PASSED {
         if let Some(value) = answer.headers.get(name) {
             shown.insert(name, value.clone());

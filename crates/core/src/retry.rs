@@ -64,13 +64,12 @@ impl Budget {
         }
     }
 
-    /// A request came in. `now_ms`: asked for only if it matters.
-    pub fn deposit(&self, now_ms: impl FnOnce() -> u64) {
+    /// A request came in.
+    pub fn deposit(&self, now_ms: u64) {
         if self.balance.load(Ordering::Relaxed) >= self.cap {
             return;
         }
         // Whoever moves the time on is paid for the time: no second is paid for twice.
-        let now_ms = now_ms();
         let last_ms = self.last_deposit_ms.fetch_max(now_ms, Ordering::Relaxed);
         let worth = now_ms.saturating_sub(last_ms).min(RETRY).max(self.share);
         self.change(|balance| Some(balance.saturating_add(worth).min(self.cap)));
@@ -106,7 +105,7 @@ mod tests {
         // 100 requests a second, each of which would retry twice.
         let (mut retries, requests) = (0, 10_000);
         for at in 0..requests {
-            budget.deposit(|| NOW + at * 10);
+            budget.deposit(NOW + at * 10);
             retries += (0..2).filter(|_| budget.withdraw()).count();
         }
         assert_eq!(retries, 10 + 2_000, "the initial balance, and a fifth");
@@ -117,7 +116,7 @@ mod tests {
         let budget = Budget::new(Rules { initial: 0, ..Rules::default() });
         assert!(!budget.withdraw());
         for at in 0..100 {
-            budget.deposit(|| NOW + at * 1_000);
+            budget.deposit(NOW + at * 1_000);
             assert!(budget.withdraw() && !budget.withdraw(), "one a second, {at}");
         }
     }
@@ -125,11 +124,11 @@ mod tests {
     #[test]
     fn what_is_saved_up_is_capped() {
         let budget = Budget::new(Rules { percent: 100, initial: 500, most: 3 });
-        (0..100).for_each(|at| budget.deposit(|| NOW + at));
+        (0..100).for_each(|at| budget.deposit(NOW + at));
         assert_eq!(budget.balance(), 3);
         assert_eq!((0..9).filter(|_| budget.withdraw()).count(), 3);
         let none = Budget::new(Rules { percent: 0, initial: 0, most: 0 });
-        none.deposit(|| NOW);
+        none.deposit(NOW);
         assert!(!none.withdraw(), "a cap of nothing turns retries off");
     }
 
@@ -140,7 +139,7 @@ mod tests {
             let run = || {
                 (0..5_000_u64)
                     .filter(|at| {
-                        budget.deposit(|| NOW + at / 10);
+                        budget.deposit(NOW + at / 10);
                         budget.withdraw()
                     })
                     .count()
@@ -164,7 +163,7 @@ mod tests {
             for (wait, skew, wanted) in steps {
                 (now, passed) = (now + wait, passed + wait);
                 // Clocks of threads are read in one order and arrive in another.
-                budget.deposit(|| now.saturating_add_signed(skew));
+                budget.deposit(now.saturating_add_signed(skew));
                 requests += 1;
                 retries += (0..wanted).filter(|_| budget.withdraw()).count() as u64;
                 let paid = u64::from(initial) * 1_000 + requests * u64::from(percent) * 10 + passed + 500 + 1_000;
@@ -176,7 +175,7 @@ mod tests {
         fn any_clock_is_borne(times in prop::collection::vec(any::<u64>(), 1..50), percent: u32, most: u32) {
             let budget = Budget::new(Rules { percent, initial: most, most });
             for now in times {
-                budget.deposit(|| now);
+                budget.deposit(now);
                 let _ = budget.withdraw();
                 prop_assert!(budget.balance() <= most.into());
             }
