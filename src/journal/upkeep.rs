@@ -8,7 +8,6 @@ use tollgate_core::journal::{
     Place,
     entry::{Kind, peek},
     frame,
-    pending::Pending,
     segment::head,
 };
 
@@ -31,11 +30,9 @@ impl Journal {
     async fn keep_beginning(&self) {
         loop {
             self.0.begins_wait.notified().await;
-            loop {
+            sleep(BEGIN).await;
+            while self.0.write_begins() {
                 sleep(BEGIN).await;
-                if !self.0.write_begins(|pending, write| pending.take_old(write)) {
-                    break;
-                }
             }
         }
     }
@@ -67,11 +64,11 @@ impl Journal {
 }
 
 impl Inner {
-    /// Writes the beginnings that `take` takes. The journal is held meanwhile: an end that finds its beginning gone comes after
-    /// it.
-    pub(super) fn write_begins<T>(&self, take: impl FnOnce(&mut Pending, &mut dyn FnMut(&[u8])) -> T) -> T {
+    /// Writes the beginnings that waited already when this was called the last time. `true`: others wait. The journal is held
+    /// meanwhile: an end that finds its beginning gone comes after it.
+    pub(super) fn write_begins(&self) -> bool {
         let mut log = lock(&self.log);
-        let taken = take(&mut lock(&self.pending), &mut |begin| {
+        let others_wait = lock(&self.pending).take(|begin| {
             // Only a crash would have needed it.
             if log.trouble.is_none()
                 && let Err(trouble) = log.write(begin, false)
@@ -80,7 +77,7 @@ impl Inner {
             }
         });
         self.look_after(&log);
-        taken
+        others_wait
     }
 
     /// Puts closed segments into their final form, makes a spare one, and tries again what could not be written. `false`: not

@@ -56,32 +56,23 @@ impl Pending {
 
     /// Takes out the frames that were there the last time and were not taken back: hands each to `write`. `true`: some are
     /// left, for the next time.
-    pub fn take_old(&mut self, write: impl FnMut(&[u8])) -> bool {
-        self.take(self.old, write);
-        self.old = self.frames.len();
-        self.left > 0
-    }
-
-    /// The same with all of them.
-    pub fn take_all(&mut self, write: impl FnMut(&[u8])) {
-        self.take(self.frames.len(), write);
-    }
-
-    fn take(&mut self, count: usize, mut write: impl FnMut(&[u8])) {
+    pub fn take(&mut self, mut write: impl FnMut(&[u8])) -> bool {
         let mut start = 0;
-        for frame in self.frames.drain(..count) {
+        for frame in self.frames.drain(..self.old) {
             if frame.is_wanted {
                 write(&self.bytes[start..frame.end]);
                 self.left -= 1;
             }
             start = frame.end;
         }
-        self.first += count as u64;
+        self.first += self.old as u64;
         self.bytes.drain(..start);
         self.frames.iter_mut().for_each(|frame| frame.end -= start);
+        self.old = self.frames.len();
         if self.left == 0 {
             self.clear();
         }
+        self.left > 0
     }
 
     /// Bytes that wait, those taken back included.
@@ -108,16 +99,14 @@ mod tests {
     enum Act {
         Push(u8),
         TakeBack(prop::sample::Index),
-        TakeOld,
-        TakeAll,
+        Take,
     }
 
     fn act() -> impl Strategy<Value = Act> {
         prop_oneof![
             3 => any::<u8>().prop_map(Act::Push),
             3 => any::<prop::sample::Index>().prop_map(Act::TakeBack),
-            1 => Just(Act::TakeOld),
-            1 => Just(Act::TakeAll),
+            2 => Just(Act::Take),
         ]
     }
 
@@ -145,20 +134,13 @@ mod tests {
                         let which = which.index(tickets.len());
                         prop_assert_eq!(pending.take_back(tickets[which]), model[which].take().is_some());
                     }
-                    Act::TakeOld => {
+                    Act::Take => {
                         let mut written = Vec::new();
-                        let is_more = pending.take_old(|frame| written.push(frame.to_vec()));
+                        let is_more = pending.take(|frame| written.push(frame.to_vec()));
                         let expected: Vec<_> = model[..old].iter_mut().filter_map(Option::take).collect();
                         prop_assert_eq!(written, expected);
                         prop_assert_eq!(is_more, model.iter().any(Option::is_some));
                         old = model.len();
-                    }
-                    Act::TakeAll => {
-                        let mut written = Vec::new();
-                        pending.take_all(|frame| written.push(frame.to_vec()));
-                        let expected: Vec<_> = model.iter_mut().filter_map(Option::take).collect();
-                        prop_assert_eq!(written, expected);
-                        prop_assert_eq!(pending.bytes(), 0);
                     }
                 }
             }
