@@ -16,10 +16,8 @@ use std::{
 
 use foldhash::quality::RandomState;
 use indexmap::IndexMap;
-use smallvec::SmallVec;
 use tollgate_core::limit::{
     Amount, Subject,
-    policy::MAX_DEMANDS,
     standing::Standing,
     state::{Circumstances, Demand, Mirror, Need, Refusal, State},
     window::CELL_MS,
@@ -36,9 +34,6 @@ pub struct Memory {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,
 }
-
-/// One for each demand: more than these are not, so nothing is allocated for them.
-type Few<T> = SmallVec<[T; MAX_DEMANDS]>;
 
 type Shard = IndexMap<Subject, State, RandomState>;
 
@@ -200,11 +195,11 @@ impl Memory {
 
     /// Locks the shards of all demands, in their order, and finds the state of each demand.
     fn locked(&self, demands: &[Demand]) -> Locked<'_> {
-        let of: Few<usize> = demands.iter().map(|demand| self.shard_of(&demand.subject)).collect();
+        let of: Vec<usize> = demands.iter().map(|demand| self.shard_of(&demand.subject)).collect();
         let mut order = of.clone();
         order.sort_unstable();
         order.dedup();
-        let mut shards: Few<MutexGuard<'_, Shard>> = order.iter().map(|&shard| lock(&self.shards[shard])).collect();
+        let mut shards: Vec<MutexGuard<'_, Shard>> = order.iter().map(|&shard| lock(&self.shards[shard])).collect();
         let mut shared = 0;
         let places = demands.iter().zip(of).enumerate().map(|(index, (demand, shard))| {
             let guard = order.partition_point(|&other| other < shard);
@@ -237,9 +232,9 @@ fn place_of(shard: &mut Shard, subject: &Subject) -> (usize, bool) {
 
 /// The states of a request, locked.
 struct Locked<'m> {
-    shards: Few<MutexGuard<'m, Shard>>,
+    shards: Vec<MutexGuard<'m, Shard>>,
     /// Shard (by its index in `shards`) and place in it, for each demand.
-    places: Few<(usize, usize)>,
+    places: Vec<(usize, usize)>,
     shared: u32,
 }
 

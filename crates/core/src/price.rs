@@ -159,13 +159,6 @@ impl Rates {
     }
 }
 
-/// Pico-dollars in nano-dollars, rounded to the nearest, at the most as many as there can be.
-fn nano(pico: u128) -> u64 {
-    let pico = pico.saturating_add(500);
-    // Nearly always it fits, and then the division is a multiplication.
-    u64::try_from(pico).map_or_else(|_| u64::try_from(pico / 1000).unwrap_or(u64::MAX), |pico| pico / 1000)
-}
-
 fn sum<const N: usize>(parts: [(u64, u64); N]) -> u128 {
     parts.iter().fold(0, |sum: u128, (tokens, rate)| sum.saturating_add(u128::from(*tokens) * u128::from(*rate)))
 }
@@ -248,7 +241,7 @@ impl Price {
                 part(input, long.input_percent).saturating_add(part(output, long.output_percent)) / 100
             }
         };
-        nano(pico)
+        u64::try_from(pico.saturating_add(500) / 1000).unwrap_or(u64::MAX)
     }
 }
 

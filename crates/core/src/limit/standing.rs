@@ -44,7 +44,7 @@ impl Standing {
                 let [limit, remaining, reset] = names;
                 // Digits and letters: always a value that a header can have.
                 let reset_in = HeaderValue::try_from(show_duration(left.reset_ms)).ok();
-                [(limit, number(left.limit)), (remaining, number(left.remaining)), (reset, reset_in)]
+                [(limit, Some(left.limit.into())), (remaining, Some(left.remaining.into())), (reset, reset_in)]
             })
         };
         let all = of(self.requests, &REQUESTS).chain(of(self.tokens, &TOKENS));
@@ -66,11 +66,6 @@ fn tighten(known: &mut Option<Left>, left: Left) {
     if known.is_none_or(|known| left.remaining < known.remaining) {
         *known = Some(left);
     }
-}
-
-/// `HeaderValue::from` would allocate twice.
-fn number(n: u64) -> Option<HeaderValue> {
-    HeaderValue::from_str(itoa::Buffer::new().format(n)).ok()
 }
 
 /// A duration as OpenAI writes it: `0s`, `20ms`, `1.5s`, `6m0s`, `1h0m0s`.

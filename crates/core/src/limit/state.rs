@@ -113,17 +113,11 @@ impl Share {
 
     /// This replica's part of a window's free room. The parts of all replicas add up to no more than it.
     fn of_window(self, free: u64) -> u64 {
-        if self == Self::WHOLE {
-            return free; // nearly always, and divisions are slow
-        }
         self.of_sum(u64::try_from(u128::from(free) * u128::from(self.percent.min(100)) / 100).unwrap_or(free))
     }
 
     /// This replica's part of something that is not a window.
     fn of_sum(self, free: u64) -> u64 {
-        if self == Self::WHOLE {
-            return free;
-        }
         let of = u64::from(self.of.max(1));
         free / of + u64::from(u64::from(self.rank) < free % of)
     }
