@@ -1,0 +1,258 @@
+//! What only Redis has: several replicas, their sessions, requests that go together.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tollgate::limiter::{
+    redis::Reserved,
+    redis_wire::{Change, Known, key_of},
+};
+use tollgate_core::{
+    id::{KeyId, UserId},
+    limit::{
+        Amount, Caps, MAX_LIMIT, Month, Subject,
+        standing::Standing,
+        state::{Demand, Kind, Need},
+    },
+};
+
+use super::place::{
+    Held, LEASE_MS, NOW, Place, Process, Replica, amount, any_caps, at_once, for_each_input, month, quota, rpm, someone,
+};
+use crate::support::redis::Redis as Server;
+
+/// Two replicas at one Redis, with one clock and one database.
+fn two(server: &Server) -> (Replica, Replica) {
+    let one = Replica::new(server, b'a');
+    let other = Replica::beside(server, b'b', &one.time, &one.books);
+    (one, other)
+}
+
+#[test]
+fn replicas_hold_one_limit_together() {
+    let server = Server::start();
+    let (one, other) = two(&server);
+    let inputs = (any_caps(), prop::collection::vec((any::<bool>(), 0_u64..3000, 0_u64..300), 1..100));
+    for_each_input(24, &inputs, |(caps, steps)| {
+        let (shared, alone) = (someone(*caps), someone(*caps));
+        one.set(NOW);
+        for &(at_other, wait, want) in steps {
+            one.pass(wait.min(LEASE_MS / 100));
+            let replica = if at_other { &other } else { &one };
+            let ask = |replica: &Replica, demand| replica.admit(std::slice::from_ref(demand), amount(want).into());
+            let (by_two, by_one) = (ask(replica, &shared), ask(&one, &alone));
+            prop_assert_eq!((by_two.0.err(), by_two.1), (by_one.0.err(), by_one.1));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_a_silent_replica_holds_is_free_after_its_lease() {
+    let server = Server::start();
+    let (dies, lives) = two(&server);
+    let someone = someone(Caps { concurrency: 2, ..quota(100) });
+    let _lost = (dies.one(&someone, 40).unwrap(), dies.one(&someone, 40).unwrap());
+    assert_eq!(lives.one(&someone, 0).err().unwrap().kind, Kind::Concurrency);
+    dies.pass(LEASE_MS - 1000);
+    assert!(lives.one(&someone, 0).is_err(), "it may come back");
+    dies.pass(1000);
+    assert!(lives.one(&someone, 60).is_ok() && lives.one(&someone, 40).is_ok(), "places and quota are free");
+}
+
+#[test]
+fn what_a_living_replica_holds_is_renewed() {
+    let server = Server::start();
+    let (streams, other) = two(&server);
+    let someone = someone(at_once(1));
+    let held = streams.one(&someone, 0).unwrap();
+    for _ in 0..20 {
+        streams.pass(LEASE_MS / 2);
+        streams.sync(&someone.subject);
+        assert!(other.one(&someone, 0).is_err());
+    }
+    streams.settle(held, Amount::default());
+    assert!(other.one(&someone, 0).is_ok());
+}
+
+#[test]
+fn a_new_session_brings_its_sums_along() {
+    let server = Server::start();
+    let (one, other) = two(&server);
+    let someone = someone(Caps { concurrency: 3, ..quota(100) });
+    let early = [one.one(&someone, 30).unwrap(), one.one(&someone, 30).unwrap()];
+    let () = server.command(&["FLUSHALL"]);
+    one.reconnect();
+    let late = one.one(&someone, 30).expect("the third");
+    assert!(one.one(&someone, 0).is_err() && other.one(&someone, 0).is_err(), "two are known of before");
+    for held in early {
+        let used = one.settle(held, amount(10));
+        one.book(used);
+    }
+    one.undo(late);
+    assert_eq!(other.one(&someone, 81).err().unwrap().kind, Kind::MonthlyTokens, "twice ten are booked");
+    let all = [other.one(&someone, 80).unwrap(), other.one(&someone, 0).unwrap(), one.one(&someone, 0).unwrap()];
+    assert!(one.one(&someone, 0).is_err(), "three again");
+    drop(all);
+}
+
+#[test]
+fn a_new_session_shows_its_sums_without_a_request() {
+    let server = Server::start();
+    let (one, other) = two(&server);
+    let someone = someone(at_once(2));
+    let held = [one.one(&someone, 0).unwrap(), one.one(&someone, 0).unwrap()];
+    one.reconnect();
+    let [first, _second] = held;
+    one.settle(first, Amount::default());
+    one.sync(&someone.subject);
+    assert!(other.one(&someone, 0).is_ok(), "one has ended");
+    assert!(other.one(&someone, 0).is_err(), "the other one has not");
+}
+
+#[test]
+fn a_redis_that_forgot_is_told_from_a_subject_that_is_new() {
+    let server = Server::start();
+    let replica = Replica::new(&server, b'a');
+    let demands = [Demand { subject: Subject::of_ip([192, 0, 2, 1].into()), caps: rpm(9) }, someone(rpm(9))];
+    let forgot = |demands: &[Demand]| {
+        let known = || demands.iter().map(|demand| replica.known(demand)).collect();
+        let all = Arc::from(demands);
+        let asked = replica.redis.admit(&all, Need::default(), month(NOW), NOW, known);
+        let verdict = replica.runtime.block_on(asked).unwrap();
+        replica.memory.record(demands, Amount::default(), NOW);
+        verdict.has_forgotten
+    };
+    assert!(!forgot(&demands[..1]), "new");
+    assert!(!forgot(&demands), "one is known, the other one is new");
+    assert!(!forgot(&demands), "both are known");
+    let () = server.command(&["FLUSHALL"]);
+    assert!(forgot(&demands));
+    assert!(!forgot(&demands));
+}
+
+#[test]
+fn a_redis_that_forgot_is_told_what_is_booked() {
+    let server = Server::start();
+    let (one, other) = two(&server);
+    let someone = someone(quota(100));
+    let used = one.settle(one.one(&someone, 60).unwrap(), amount(60));
+    one.book(used);
+    let () = server.command(&["FLUSHALL"]);
+    assert!(other.one(&someone, 41).is_err(), "the database knows of 60");
+    assert!(other.one(&someone, 40).is_ok());
+}
+
+#[test]
+fn a_replica_whose_clock_is_ahead_gives_no_quota_anew() {
+    let server = Server::start();
+    let one = Replica::new(&server, b'a');
+    let midnight = u64::try_from(month(NOW).next().start().timestamp_millis()).unwrap();
+    one.set(midnight - 60_000);
+    let someone = someone(quota(100));
+    let used = one.settle(one.one(&someone, 100).unwrap(), amount(100));
+    one.book(used);
+    let alone = Arc::from([someone.clone()]);
+    let ask = |month: Month| {
+        let known = || vec![Known { booked: one.books.of(month, &someone.subject), ..Known::default() }];
+        let asked = one.redis.admit(&alone, amount(1).into(), month, one.now(), known);
+        one.runtime.block_on(asked).unwrap().decision
+    };
+    assert!(ask(month(midnight)).is_err(), "Redis is still in the old month");
+    one.set(midnight + 60_000);
+    assert!(ask(month(midnight - 1)).is_err(), "the replica is still in the old month");
+    assert!(ask(month(midnight)).is_ok());
+}
+
+#[test]
+fn a_redis_whose_clock_is_behind_holds_the_quota_of_the_new_month() {
+    let server = Server::start();
+    let one = Replica::new(&server, b'a');
+    let next = month(NOW).next();
+    let alone = Arc::from([someone(quota(100))]);
+    let ask = |booked: u64| {
+        let known = || vec![Known { booked: amount(booked), ..Known::default() }];
+        let asked = one.redis.admit(&alone, amount(10).into(), next, one.now(), known);
+        one.runtime.block_on(asked).unwrap().decision
+    };
+    assert!(ask(0).is_ok());
+    assert_eq!(ask(95).unwrap_err().kind, Kind::MonthlyTokens, "95 are booked in the month the replica is in");
+}
+
+/// Whoever asks together is decided upon as if one had asked after the other.
+#[test]
+fn requests_that_go_together_are_decided_one_by_one() {
+    let server = Server::start();
+    for_each_input(24, &(any_caps(), any_caps(), prop::collection::vec((0_u64..40, any::<bool>()), 2..150)), |input| {
+        let (first, second, wants) = input;
+        let () = server.command(&["FLUSHALL"]);
+        let (replica, process) = (Replica::new(&server, b'a'), Process::new());
+        let demands = [
+            Demand { subject: Subject::User(UserId(1)), caps: *first },
+            Demand { subject: Subject::Key(UserId(1), KeyId(1)), caps: *second },
+        ];
+        let of = |both: bool| if both { &demands[..] } else { &demands[..1] };
+        let alone: Vec<_> = wants.iter().map(|(want, both)| process.admit(of(*both), amount(*want).into())).collect();
+        let together =
+            futures::future::join_all(
+                wants.iter().map(|(want, both)| {
+                    let known = || of(*both).iter().map(|demand| replica.known(demand)).collect();
+                    let all = Arc::from(of(*both));
+                    let redis = &replica.redis;
+                    async move {
+                        redis.admit(&all, amount(*want).into(), month(NOW), NOW, known).await.expect("Redis answers")
+                    }
+                }),
+            );
+        let together = replica.runtime.block_on(together);
+        for ((decision, standing), verdict) in alone.iter().zip(together) {
+            prop_assert_eq!(decision.as_ref().err(), verdict.decision.as_ref().err());
+            let remaining =
+                |standing: &Standing| [standing.requests, standing.tokens].map(|left| left.map(|left| left.remaining));
+            prop_assert_eq!(remaining(standing), remaining(&verdict.standing));
+        }
+        Ok(())
+    });
+}
+
+#[test]
+fn what_is_given_back_between_two_requests_is_free_for_the_second() {
+    let server = Server::start();
+    let replica = Replica::new(&server, b'a');
+    let one = someone(at_once(1));
+    let demands: Arc<[Demand]> = Arc::from([one.clone()]);
+    let mut held = replica.one(&one, 0).unwrap();
+    for _ in 0..50 {
+        // Not flushed: it rides along with the next request.
+        replica.redis.change(held.reserved, || {
+            replica.memory.settle(&held.demands, held.taken, 0, Amount::default(), NOW);
+            vec![Change { ended: 1, ..Change::of(one.subject.clone()) }]
+        });
+        let asked = replica.redis.admit(&demands, Need::default(), month(NOW), NOW, || vec![replica.known(&one)]);
+        let counted = replica.runtime.block_on(asked).unwrap().decision.expect("the place is free again");
+        held = Held {
+            demands: demands.to_vec(),
+            taken: replica.memory.record(&demands, Amount::default(), NOW),
+            reserved: Reserved { session: Some(counted.session), cells: Some(counted.cells) },
+        };
+        assert!(replica.one(&one, 0).is_err(), "and taken");
+    }
+}
+
+#[test]
+fn a_state_stays_below_two_kilobytes() {
+    let server = Server::start();
+    let first = Replica::new(&server, 0);
+    let someone = someone(Caps { rpm: 1000, tpm: MAX_LIMIT, concurrency: 1000, ..quota(MAX_LIMIT) });
+    let ask = |replica: &Replica| assert!(replica.one(&someone, 1_000_000).is_ok());
+    for name in 0..60 {
+        ask(&Replica::beside(&server, name, &first.time, &first.books));
+        first.pass(400);
+    }
+    for _ in 0..70 {
+        ask(&first);
+        first.pass(1000);
+    }
+    let size: usize = server.command(&["STRLEN", &key_of(&someone.subject)]);
+    assert!(size <= 2048, "{size}");
+}
