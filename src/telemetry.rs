@@ -4,7 +4,8 @@
 //! taken into the same stream, from `warn` up, because Pingora reports every hung-up client as an error of its own.
 //!
 //! Lines are collected and written ten times a second, by a thread of their own: a system call, or only waking another
-//! thread, would cost a request more than everything else the gateway does for it. Where nobody reads standard error,
+//! thread, would cost a request more than everything else the gateway does for it. Where there are many they are written
+//! more often, because whoever else wants the core waits while the kernel takes them. Where nobody reads standard error,
 //! lines are dropped beyond [`MAX_WAITING`]: a full pipe must not stop requests.
 
 mod access;
@@ -14,17 +15,20 @@ use std::{
     io::{self, Write},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt, util::SubscriberInitExt};
 
 pub use access::Access;
 
-/// How often lines are written.
+/// How long a line waits at the most, and how long the thread sleeps at least.
 const PERIOD: Duration = Duration::from_millis(100);
+const SHORTEST: Duration = Duration::from_millis(5);
 /// Bytes that wait to be written at the most.
 const MAX_WAITING: usize = 4 * 1024 * 1024;
+/// Bytes of whole lines that are written at once, unless one is longer.
+const PIECE: usize = 16 * 1024;
 
 /// How log lines look.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,23 +66,50 @@ impl Lines {
         }
     }
 
-    /// Writes what waits; says whether more may come.
-    fn flush(&self, spare: &mut Vec<u8>) -> bool {
+    /// Writes what waits, and what comes, until the end.
+    fn keep_writing(&self) {
+        let (mut spare, mut last) = (Vec::new(), Instant::now());
+        while let Some(bytes) = self.flush(&mut spare) {
+            let elapsed = last.elapsed();
+            last = Instant::now();
+            std::thread::park_timeout(pause(bytes, elapsed));
+        }
+    }
+
+    /// Writes what waits; says how much that was, unless it was the last.
+    fn flush(&self, spare: &mut Vec<u8>) -> Option<usize> {
         let mut waiting = self.waiting();
         std::mem::swap(&mut waiting.bytes, spare);
         let (dropped, ended) = (std::mem::take(&mut waiting.dropped), waiting.ended);
         drop(waiting);
         let mut stderr = io::stderr().lock();
-        let mut written = stderr.write_all(spare);
+        let mut written = pieces(spare).try_for_each(|piece| stderr.write_all(piece));
         if dropped > 0 {
             written = written
                 .and(writeln!(stderr, "{dropped} log lines were dropped: standard error is not read fast enough"));
         }
         // A closed standard error leaves nowhere to complain.
         drop(written);
+        let bytes = spare.len();
         spare.clear();
-        !ended
+        (!ended).then_some(bytes)
     }
+}
+
+/// How long it takes until about a piece waits, if lines go on to come as these `bytes` did in the time `elapsed`.
+fn pause(bytes: usize, elapsed: Duration) -> Duration {
+    elapsed.mul_f64(PIECE as f64 / bytes.max(1) as f64).clamp(SHORTEST, PERIOD)
+}
+
+/// Whole lines, as many as fit into a [`PIECE`] each time.
+fn pieces(mut lines: &[u8]) -> impl Iterator<Item = &[u8]> {
+    std::iter::from_fn(move || {
+        let piece = &lines[..lines.len().min(PIECE)];
+        let end = memchr::memrchr(b'\n', piece).or_else(|| memchr::memchr(b'\n', lines));
+        let piece;
+        (piece, lines) = lines.split_at(end.map_or(lines.len(), |end| end + 1));
+        (!piece.is_empty()).then_some(piece)
+    })
 }
 
 impl Write for Lines {
@@ -127,10 +158,7 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<LogGuard> {
     let lines = Lines::default();
     let (writer, stderr) = (lines.clone(), lines.clone());
     let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || {
-        let mut spare = Vec::new();
-        while writer.flush(&mut spare) {
-            std::thread::park_timeout(PERIOD);
-        }
+        writer.keep_writing();
     })?;
     access::start(format, lines.clone());
     let stderr = move || stderr.clone();
@@ -141,4 +169,32 @@ pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<LogGuard> {
     // An error means that this process logs already, as in-process tests do.
     drop(started);
     Ok(LogGuard { lines, thread: Some(thread) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_written_in_pieces_of_whole_lines() {
+        let long = [b"a".repeat(PIECE + 7), b"\n".to_vec()].concat();
+        let short: Vec<u8> = b"12345678901234\n".repeat(PIECE / 5);
+        let lines = [&short[..], &long, b"x\n", b"no end"].concat();
+        let pieces: Vec<&[u8]> = pieces(&lines).collect();
+        assert_eq!(pieces.concat(), lines);
+        let (last, others) = pieces.split_last().unwrap();
+        assert_eq!(*last, b"no end");
+        assert!(others.iter().all(|piece| piece.ends_with(b"\n")));
+        assert_eq!(others.iter().filter(|piece| piece.len() > PIECE).count(), 1, "the long line");
+        assert!(others.iter().filter(|piece| piece.len() > PIECE / 2).count() >= 4);
+    }
+
+    #[test]
+    fn the_more_lines_come_the_more_often_they_are_written() {
+        assert_eq!(pause(0, PERIOD), PERIOD);
+        assert_eq!(pause(PIECE / 2, PERIOD), PERIOD);
+        assert_eq!(pause(4 * PIECE, PERIOD), PERIOD / 4);
+        assert_eq!(pause(PIECE, PERIOD / 4), PERIOD / 4, "and go on so");
+        assert_eq!(pause(usize::MAX, PERIOD), SHORTEST);
+    }
 }
