@@ -100,7 +100,7 @@ fn entries(fsync: Fsync, open: usize) -> anyhow::Result<(f64, f64)> {
         }
         if n.is_multiple_of(10_000) {
             let batch = journal.read(10_000, true);
-            journal.booked(&batch);
+            journal.booked(batch);
         }
     };
     (0..REQUESTS / 4).for_each(|n| round(&mut under_way, n));

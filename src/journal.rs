@@ -52,7 +52,7 @@ use tollgate_core::journal::{
 use uuid::Uuid;
 
 pub use self::{
-    batch::{Batch, Booking},
+    batch::{Batch, Booking, Bookings},
     options::{Fsync, MIN_CAP, OnFull, Options},
     texts::{Output, Uncounted},
 };
@@ -261,9 +261,10 @@ impl Journal {
     }
 
     /// The batch that is out is booked.
-    pub fn booked(&self, batch: &Batch) {
-        lock(&self.0.reader).booked(&self.0.log);
-        self.0.unbooked_fell(batch.ends());
+    pub fn booked(&self, batch: Batch) {
+        let ends = batch.ends();
+        lock(&self.0.reader).booked(batch, &self.0.log);
+        self.0.unbooked_fell(ends);
         // There may be room again.
         self.0.needs_tending.notify_one();
     }

@@ -65,7 +65,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often, and after which pause, a migration that another process may be doing is looked at again.
 const MIGRATION_TRIES: u32 = 10;
 const MIGRATION_PAUSE: Duration = Duration::from_millis(50);
-/// Connections per store. SQLite has one writer at a time; the others read.
+/// Connections per store, usually. SQLite has one writer at a time; the others read.
 const CONNECTIONS: u32 = 4;
 
 /// Runs `$body` with `$pool` bound to the pool of the database in use.
@@ -140,8 +140,22 @@ impl Store {
     /// [`StoreError::Url`] if the URL cannot be meant, or the directory cannot be made.
     #[expect(clippy::unused_async, reason = "the pools need the Tokio runtime that an async caller runs in")]
     pub async fn open(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, CONNECTIONS)
+    }
+
+    /// The same, for who does one thing after the other: SQLite with a single connection. Of several, each would find that
+    /// what it kept of the file is outdated, because another one wrote.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    #[expect(clippy::unused_async, reason = "the pools need the Tokio runtime that an async caller runs in")]
+    pub async fn open_for_one(url: &str) -> Result<Self, StoreError> {
+        Self::open_with(url, 1)
+    }
+
+    fn open_with(url: &str, sqlite_connections: u32) -> Result<Self, StoreError> {
         if let Some(path) = url.strip_prefix("sqlite://") {
-            return Ok(Self { pool: Pool::Sqlite(open_sqlite(path)?), sums_addresses: false });
+            return Ok(Self { pool: Pool::Sqlite(open_sqlite(path, sqlite_connections)?), sums_addresses: false });
         }
         if url.starts_with("postgres://") || url.starts_with("postgresql://") {
             return Ok(Self { pool: Pool::Postgres(open_postgres(url)?), sums_addresses: false });
@@ -188,7 +202,7 @@ async fn migrate_sqlite(pool: &SqlitePool) -> Result<(), StoreError> {
     Ok(migrations.run(pool).await?)
 }
 
-fn open_sqlite(path: &str) -> Result<SqlitePool, StoreError> {
+fn open_sqlite(path: &str, connections: u32) -> Result<SqlitePool, StoreError> {
     if path.is_empty() || path.contains(['?', ':']) {
         return Err(StoreError::Url(format!(
             "sqlite://{path} must name a file, without parameters, such as sqlite://data/tollgate.db"
@@ -209,7 +223,7 @@ fn open_sqlite(path: &str) -> Result<SqlitePool, StoreError> {
         .pragma("cache_size", "-8000")
         .pragma("wal_autocheckpoint", "2000")
         .busy_timeout(PATIENCE);
-    Ok(SqlitePoolOptions::new().max_connections(CONNECTIONS).acquire_timeout(PATIENCE).connect_lazy_with(options))
+    Ok(SqlitePoolOptions::new().max_connections(connections).acquire_timeout(PATIENCE).connect_lazy_with(options))
 }
 
 /// Makes the file and its directory, for the eyes of their owner alone. SQLite gives the files beside it the same mode.

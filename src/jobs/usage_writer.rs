@@ -19,7 +19,7 @@ use tokio::{
     sync::{Mutex, watch},
     time::{Instant, sleep, timeout, timeout_at},
 };
-use tollgate_core::{limit::hold::Hold, secret::Secret, usage::UsageRecord};
+use tollgate_core::secret::Secret;
 
 use self::booking::book;
 use super::{give_way::give_way, token_counter};
@@ -94,8 +94,9 @@ impl UsageWriter {
         };
         let has_more = was_left || batch.len() >= most;
         self.write(batch, store).await?;
-        self.shared.journal.booked(batch);
-        *out = None;
+        if let Some(batch) = out.take() {
+            self.shared.journal.booked(batch);
+        }
         Ok(has_more)
     }
 
@@ -144,23 +145,23 @@ impl UsageWriter {
             return Ok(());
         }
         let began = Instant::now();
-        let bookings = batch.bookings().map(|booking| (booking.record, (booking.hold, booking.is_own)));
-        let (records, holds): (Vec<UsageRecord<'_>>, Vec<(Option<Hold>, bool)>) = bookings.unzip();
         // Nobody compares the books with the database while one of the two is ahead.
         let ledger = self.shared.limiter.books().ledger().await;
-        let written = timeout(PATIENCE, store.write_usage(&records)).await;
+        let written = timeout(PATIENCE, store.write_usage(batch.bookings())).await;
         let written = written.unwrap_or_else(|_| Err(StoreError::TooSlow));
         let metrics = &self.shared.metrics;
         metrics.store_up.set(i64::from(written.is_ok()));
         let is_new = written?;
         metrics.usage_flush_seconds.observe(began.elapsed().as_secs_f64());
-        book(&self.shared.limiter, &records, &holds, &is_new);
+        book(&self.shared.limiter, batch.bookings().zip(is_new));
         drop(ledger);
         Ok(())
     }
 
     async fn open(&self) -> Result<Store, StoreError> {
-        Ok(Store::open(self.store_url.expose()).await?.summing_addresses(self.shared.limiter.has_quota_of_addresses()))
+        Ok(Store::open_for_one(self.store_url.expose())
+            .await?
+            .summing_addresses(self.shared.limiter.has_quota_of_addresses()))
     }
 
     /// Is there more to be done than the calm thread can be relied on to do?

@@ -40,6 +40,8 @@ pub(super) struct Reader {
     /// How far was read when the batch that is out was handed out.
     out: Option<Place>,
     must_last: bool,
+    /// A batch that is over, for its memory: to give back some megabytes and to take others costs more than to fill them.
+    spare: Batch,
     /// Damaged bytes that were left out, until they are asked for.
     pub(super) damaged: u64,
 }
@@ -64,13 +66,14 @@ impl Reader {
             is_past_others: false,
             out: None,
             must_last,
+            spare: Batch::default(),
             damaged: 0,
         }
     }
 
     /// Takes up to `most` rows. Ends that wait for their counts since before `since_ms` go without.
     pub(super) fn read(&mut self, log: &Mutex<Log>, most: usize, now_ms: u64, since_ms: u64) -> Batch {
-        let mut batch = Batch::default();
+        let mut batch = std::mem::take(&mut self.spare);
         while batch.len() < most && self.read_next(log, now_ms, &mut batch) {
             self.pass_overdue(since_ms, &mut batch);
         }
@@ -86,7 +89,9 @@ impl Reader {
     }
 
     /// The batch that is out is booked: notes it, and forgets what is no longer needed.
-    pub(super) fn booked(&mut self, log: &Mutex<Log>) {
+    pub(super) fn booked(&mut self, mut batch: Batch, log: &Mutex<Log>) {
+        batch.clear();
+        self.spare = batch;
         self.out = None;
         self.settle(log);
     }

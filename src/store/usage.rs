@@ -65,11 +65,6 @@ macro_rules! add_sums {
 }
 pub(super) use {add_sums, log_columns};
 
-/// Those of `rows` that are new.
-pub(super) fn only<'a, 'r>(rows: &'a [LogRow<'r>], is_new: &[bool]) -> Vec<&'a LogRow<'r>> {
-    rows.iter().zip(is_new).filter_map(|(row, is_new)| is_new.then_some(row)).collect()
-}
-
 /// A row of `request_log`, in the types of its columns.
 pub(super) struct LogRow<'r> {
     pub(super) request_id: Uuid,
@@ -110,8 +105,8 @@ pub(super) struct LogRow<'r> {
     pub(super) output_image_tokens: i64,
 }
 
-impl<'r> From<&'r UsageRecord<'_>> for LogRow<'r> {
-    fn from(record: &'r UsageRecord<'_>) -> Self {
+impl<'r> From<UsageRecord<'r>> for LogRow<'r> {
+    fn from(record: UsageRecord<'r>) -> Self {
         let usage = &record.usage;
         Self {
             request_id: record.request_id,
@@ -120,14 +115,14 @@ impl<'r> From<&'r UsageRecord<'_>> for LogRow<'r> {
             key_id: record.key_id.0,
             ip: record.ip.map(|ip| ip.to_canonical().to_string()),
             network: record.ip.map(network_of),
-            route: storable(&record.route),
-            model: storable(&record.model),
-            upstream_model: record.upstream_model.as_deref().map(storable),
-            upstream: record.upstream.as_deref().map(storable_word),
-            attempts: storable_json(&record.attempts),
+            route: storable(record.route),
+            model: storable(record.model),
+            upstream_model: record.upstream_model.map(storable),
+            upstream: record.upstream.map(storable_word),
+            attempts: storable_json(record.attempts),
             status: i32::from(record.status),
             stream: record.stream,
-            code: record.code.as_deref().map(storable_word),
+            code: record.code.map(storable_word),
             prompt_tokens: big(usage.prompt_tokens),
             completion_tokens: big(usage.completion_tokens),
             total_tokens: big(usage.total_tokens()),
@@ -140,12 +135,12 @@ impl<'r> From<&'r UsageRecord<'_>> for LogRow<'r> {
             ttft_ms: record.ttft_ms.map(small),
             duration_ms: small(record.duration_ms),
             overhead_us: small(record.overhead_us),
-            finish_reason: record.finish_reason.as_deref().map(storable),
-            user_agent: record.user_agent.as_deref().map(storable),
-            client_request_id: record.client_request_id.as_deref().map(storable),
-            provider_request_id: record.provider_request_id.as_deref().map(storable),
-            served_model: record.served_model.as_deref().map(storable),
-            service_tier: record.service_tier.as_deref().map(storable),
+            finish_reason: record.finish_reason.map(storable),
+            user_agent: record.user_agent.map(storable),
+            client_request_id: record.client_request_id.map(storable),
+            provider_request_id: record.provider_request_id.map(storable),
+            served_model: record.served_model.map(storable),
+            service_tier: record.service_tier.map(storable),
             cache_write_tokens: big(usage.cache_write_tokens),
             output_audio_tokens: big(usage.output_audio_tokens),
             image_tokens: big(usage.image_tokens),
@@ -155,34 +150,34 @@ impl<'r> From<&'r UsageRecord<'_>> for LogRow<'r> {
 }
 
 /// A NUL is written as \u0000 in JSON, which jsonb refuses as well.
-fn storable_json(json: &str) -> Cow<'_, str> {
+fn storable_json(json: Cow<'_, str>) -> Cow<'_, str> {
     const NUL: &str = "\\u0000";
-    if json.contains(NUL) { json.replace(NUL, "\\ufffd").into() } else { json.into() }
+    if json.contains(NUL) { json.replace(NUL, "\\ufffd").into() } else { json }
 }
 
-fn storable(text: &str) -> Cow<'_, str> {
+fn storable(text: Cow<'_, str>) -> Cow<'_, str> {
     cut(text, MAX_TEXT)
 }
 
-fn storable_word(text: &str) -> Cow<'_, str> {
+fn storable_word(text: Cow<'_, str>) -> Cow<'_, str> {
     cut(text, MAX_WORD)
 }
 
-fn cut(text: &str, most: usize) -> Cow<'_, str> {
+fn cut(text: Cow<'_, str>, most: usize) -> Cow<'_, str> {
     if text.len() <= most && !text.contains(UNSTORABLE) {
-        return Cow::Borrowed(text);
+        return text;
     }
     text.chars().take(most).map(|c| if UNSTORABLE.contains(&c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// What one row of the sums is about. Their order is that in which rows are locked, the same for every writer.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct SumKey {
+pub(super) struct SumKey<'r> {
     pub(super) date: NaiveDate,
     pub(super) user_id: i64,
     pub(super) key_id: i64,
-    pub(super) model: String,
-    pub(super) upstream: String,
+    pub(super) model: Cow<'r, str>,
+    pub(super) upstream: Cow<'r, str>,
 }
 
 /// What is added to one row of the sums.
@@ -197,48 +192,72 @@ pub(super) struct Sum {
 }
 
 impl Sum {
-    fn add(&mut self, row: &LogRow<'_>) {
+    fn add(&mut self, other: Self) {
         let add = |sum: &mut i64, n: i64| *sum = sum.saturating_add(n);
-        add(&mut self.requests, 1);
-        add(&mut self.prompt_tokens, row.prompt_tokens);
-        add(&mut self.completion_tokens, row.completion_tokens);
-        add(&mut self.total_tokens, row.total_tokens);
-        add(&mut self.cached_tokens, row.cached_tokens);
-        add(&mut self.cost_nano_usd, row.cost_nano_usd);
+        add(&mut self.requests, other.requests);
+        add(&mut self.prompt_tokens, other.prompt_tokens);
+        add(&mut self.completion_tokens, other.completion_tokens);
+        add(&mut self.total_tokens, other.total_tokens);
+        add(&mut self.cached_tokens, other.cached_tokens);
+        add(&mut self.cost_nano_usd, other.cost_nano_usd);
     }
 }
 
-pub(super) type Sums = BTreeMap<SumKey, Sum>;
+impl From<&LogRow<'_>> for Sum {
+    fn from(row: &LogRow<'_>) -> Self {
+        Self {
+            requests: 1,
+            prompt_tokens: row.prompt_tokens,
+            completion_tokens: row.completion_tokens,
+            total_tokens: row.total_tokens,
+            cached_tokens: row.cached_tokens,
+            cost_nano_usd: row.cost_nano_usd,
+        }
+    }
+}
+
+pub(super) type Sums<'r> = BTreeMap<SumKey<'r>, Sum>;
 /// By month and network; their order is that in which rows are locked, too.
 pub(super) type AddressSums = BTreeMap<(NaiveDate, IpAddr), Sum>;
 
-/// The sums of `rows` by day and by month.
-pub(super) fn sum_up<'a>(rows: impl IntoIterator<Item = &'a LogRow<'a>>) -> (Sums, Sums) {
-    let (mut daily, mut monthly) = (Sums::new(), Sums::new());
-    for row in rows {
-        let day = SumKey {
-            date: row.started_at.date_naive(),
-            user_id: row.user_id,
-            key_id: row.key_id,
-            model: row.model.to_string(),
-            upstream: row.upstream.as_deref().unwrap_or_default().to_owned(),
-        };
-        let month = SumKey { date: first_day(day.date), ..day.clone() };
-        daily.entry(day).or_default().add(row);
-        monthly.entry(month).or_default().add(row);
-    }
-    (daily, monthly)
+/// What rows come to.
+#[derive(Debug)]
+pub(super) struct Totals<'r> {
+    /// By day.
+    pub(super) daily: Sums<'r>,
+    /// By month and address, where that is wanted.
+    pub(super) addresses: Option<AddressSums>,
 }
 
-/// The sums of `rows` by month and address.
-pub(super) fn sum_up_addresses<'a>(rows: impl IntoIterator<Item = &'a LogRow<'a>>) -> AddressSums {
-    let mut sums = AddressSums::new();
-    for row in rows {
-        if let Some(network) = row.network {
-            sums.entry((first_day(row.started_at.date_naive()), network)).or_default().add(row);
+impl<'r> Totals<'r> {
+    pub(super) fn new(sums_addresses: bool) -> Self {
+        Self { daily: Sums::new(), addresses: sums_addresses.then(AddressSums::new) }
+    }
+
+    pub(super) fn add(&mut self, row: &LogRow<'r>) {
+        let (day, sum) = (row.started_at.date_naive(), Sum::from(row));
+        let key = SumKey {
+            date: day,
+            user_id: row.user_id,
+            key_id: row.key_id,
+            model: row.model.clone(),
+            upstream: row.upstream.clone().unwrap_or_default(),
+        };
+        self.daily.entry(key).or_default().add(sum);
+        if let (Some(addresses), Some(network)) = (&mut self.addresses, row.network) {
+            addresses.entry((first_day(day), network)).or_default().add(sum);
         }
     }
-    sums
+
+    /// By month.
+    pub(super) fn monthly(&self) -> Sums<'r> {
+        let mut monthly = Sums::new();
+        for (day, sum) in &self.daily {
+            let month = SumKey { date: first_day(day.date), ..day.clone() };
+            monthly.entry(month).or_default().add(*sum);
+        }
+        monthly
+    }
 }
 
 fn first_day(date: NaiveDate) -> NaiveDate {
@@ -246,18 +265,19 @@ fn first_day(date: NaiveDate) -> NaiveDate {
 }
 
 impl Store {
-    /// Writes a batch to `request_log` and the sums; tells of each record whether it was new.
+    /// Writes a batch to `request_log` and the sums; tells of each record whether it was new. The records are gone through
+    /// more than once.
     ///
     /// # Errors
     /// The database's. Then nothing of the batch is written, or it is not known whether it was.
-    pub async fn write_usage(&self, records: &[UsageRecord<'_>]) -> Result<Vec<bool>, StoreError> {
-        if records.is_empty() {
-            return Ok(Vec::new());
-        }
-        let rows: Vec<LogRow<'_>> = records.iter().map(LogRow::from).collect();
+    pub async fn write_usage<'r>(
+        &self,
+        records: impl IntoIterator<Item: Into<UsageRecord<'r>>, IntoIter: Clone>,
+    ) -> Result<Vec<bool>, StoreError> {
+        let records = records.into_iter();
         match &self.pool {
-            Pool::Sqlite(pool) => usage_sqlite::write(pool, &rows, self.sums_addresses).await,
-            Pool::Postgres(pool) => usage_postgres::write(pool, &rows, self.sums_addresses).await,
+            Pool::Sqlite(pool) => usage_sqlite::write(pool, records, self.sums_addresses).await,
+            Pool::Postgres(pool) => usage_postgres::write(pool, records, self.sums_addresses).await,
         }
     }
 }

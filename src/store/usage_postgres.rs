@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 
 use sqlx::{PgPool, Postgres, Transaction};
+use tollgate_core::usage::UsageRecord;
 use uuid::Uuid;
 
 use super::{
     StoreError,
-    usage::{AddressSums, LogRow, Sum, SumKey, Sums, add_sums, log_columns, only, sum_up, sum_up_addresses},
+    usage::{AddressSums, LogRow, Sum, SumKey, Sums, Totals, add_sums, log_columns},
 };
 
 /// Binds one array per column of `$rows`.
@@ -17,17 +18,25 @@ macro_rules! bind_columns {
     };
 }
 
-pub(super) async fn write(pool: &PgPool, rows: &[LogRow<'_>], sums_addresses: bool) -> Result<Vec<bool>, StoreError> {
+pub(super) async fn write<'r>(
+    pool: &PgPool,
+    records: impl Iterator<Item: Into<UsageRecord<'r>>>,
+    sums_addresses: bool,
+) -> Result<Vec<bool>, StoreError> {
+    let rows: Vec<LogRow<'_>> = records.map(|record| LogRow::from(record.into())).collect();
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
     let mut tx = pool.begin().await?;
-    let mut ids = insert(&mut tx, rows).await?;
+    let mut ids = insert(&mut tx, &rows).await?;
     // Taking the ids out counts a record that is twice in the batch once.
     let is_new: Vec<bool> = rows.iter().map(|row| ids.remove(&row.request_id)).collect();
-    let new = only(rows, &is_new);
-    let (daily, monthly) = sum_up(new.iter().copied());
-    add(&mut tx, &daily, add_sums!("usage_daily", "day", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
-    add(&mut tx, &monthly, add_sums!("usage_monthly", "month", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
-    if sums_addresses {
-        add_addresses(&mut tx, &sum_up_addresses(new.iter().copied())).await?;
+    let mut totals = Totals::new(sums_addresses);
+    rows.iter().zip(&is_new).filter(|(_, is_new)| **is_new).for_each(|(row, _)| totals.add(row));
+    add(&mut tx, &totals.daily, add_sums!("usage_daily", "day", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
+    add(&mut tx, &totals.monthly(), add_sums!("usage_monthly", "month", "SELECT * FROM UNNEST($1::date[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::bigint[], $7::bigint[], $8::bigint[], $9::bigint[], $10::bigint[], $11::bigint[])")).await?;
+    if let Some(addresses) = &totals.addresses {
+        add_addresses(&mut tx, addresses).await?;
     }
     tx.commit().await?;
     Ok(is_new)
@@ -90,16 +99,16 @@ async fn insert(tx: &mut Transaction<'_, Postgres>, rows: &[LogRow<'_>]) -> Resu
     Ok(new.into_iter().collect())
 }
 
-async fn add(tx: &mut Transaction<'_, Postgres>, sums: &Sums, statement: &'static str) -> Result<(), StoreError> {
-    let rows: Vec<(&SumKey, &Sum)> = sums.iter().collect();
+async fn add(tx: &mut Transaction<'_, Postgres>, sums: &Sums<'_>, statement: &'static str) -> Result<(), StoreError> {
+    let rows: Vec<(&SumKey<'_>, &Sum)> = sums.iter().collect();
     bind_columns!(
         sqlx::query(statement),
         rows,
         |row| row.0.date,
         row.0.user_id,
         row.0.key_id,
-        row.0.model.as_str(),
-        row.0.upstream.as_str(),
+        &*row.0.model,
+        &*row.0.upstream,
         row.1.requests,
         row.1.prompt_tokens,
         row.1.completion_tokens,

@@ -11,11 +11,12 @@ use std::{collections::HashSet, sync::LazyLock};
 
 use chrono::SecondsFormat;
 use sqlx::{Arguments, Sqlite, SqlitePool, Transaction, query::Query, sqlite::SqliteArguments};
+use tollgate_core::usage::UsageRecord;
 use uuid::{Uuid, fmt::Hyphenated};
 
 use super::{
     StoreError,
-    usage::{AddressSums, LogRow, Sums, add_sums, log_columns, only, sum_up, sum_up_addresses},
+    usage::{AddressSums, LogRow, Sums, Totals, add_sums, log_columns},
 };
 
 /// Columns of a row.
@@ -28,66 +29,94 @@ const KNOWN: &str = "SELECT r.request_id FROM json_each($1) k CROSS JOIN request
 
 static INSERTS: LazyLock<[String; 3]> = LazyLock::new(|| GROUPS.map(insert_statement));
 
-/// `OR IGNORE`, because that can never end half-way: SQLite then keeps no journal of the statement, which took a sixth of
-/// the time. No column that must be there is ever bound to nothing.
+/// `OR IGNORE`, because that can never end half-way: SQLite then keeps no journal of the statement, a copy of each page that it
+/// changes (see migration 0008 too). No column that must be there is ever bound to nothing.
 fn insert_statement(rows: usize) -> String {
     let row = format!("({})", vec!["?"; COLUMNS].join(","));
     let rows = vec![row; rows].join(",");
     format!(concat!("INSERT OR IGNORE INTO request_log (", log_columns!(), ") VALUES {}"), rows)
 }
 
-pub(super) async fn write(
+pub(super) async fn write<'r>(
     pool: &SqlitePool,
-    rows: &[LogRow<'_>],
+    records: impl Iterator<Item: Into<UsageRecord<'r>>> + Clone,
     sums_addresses: bool,
 ) -> Result<Vec<bool>, StoreError> {
-    let all: Vec<&LogRow<'_>> = rows.iter().collect();
+    let count = records.clone().count();
+    if count == 0 {
+        return Ok(Vec::new());
+    }
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
-    if insert(&mut tx, &all).await? == rows.len() as u64 {
-        settle(tx, &all, sums_addresses).await?;
-        return Ok(vec![true; rows.len()]);
+    let (added, totals) = insert(&mut tx, records.clone(), sums_addresses).await?;
+    if added == count as u64 {
+        settle(tx, &totals).await?;
+        return Ok(vec![true; count]);
     }
     tx.rollback().await?;
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
-    let mut known = known(&mut tx, rows).await?;
-    let is_new: Vec<bool> = rows.iter().map(|row| known.insert(row.request_id)).collect();
-    let new = only(rows, &is_new);
-    insert(&mut tx, &new).await?;
-    settle(tx, &new, sums_addresses).await?;
+    let records: Vec<UsageRecord<'r>> = records.map(Into::into).collect();
+    let mut known = known(&mut tx, &records).await?;
+    let is_new: Vec<bool> = records.iter().map(|record| known.insert(record.request_id)).collect();
+    let new: Vec<_> =
+        records.into_iter().zip(&is_new).filter_map(|(record, is_new)| is_new.then_some(record)).collect();
+    let (_, totals) = insert(&mut tx, new.into_iter(), sums_addresses).await?;
+    settle(tx, &totals).await?;
     Ok(is_new)
 }
 
-/// The ids of `rows` that are there. They are looked for with their times, as the primary key has them: without, every row of
-/// the log would be looked at.
-async fn known(tx: &mut Transaction<'_, Sqlite>, rows: &[LogRow<'_>]) -> Result<HashSet<Uuid>, StoreError> {
+/// The ids of `records` that are there. They are looked for with their times, as the primary key has them: without, every row
+/// of the log would be looked at.
+async fn known(tx: &mut Transaction<'_, Sqlite>, records: &[UsageRecord<'_>]) -> Result<HashSet<Uuid>, StoreError> {
     // As the driver writes a time.
     let time = |row: &LogRow<'_>| row.started_at.to_rfc3339_opts(SecondsFormat::AutoSi, false);
-    let keys: Vec<[String; 2]> = rows.iter().map(|row| [time(row), row.request_id.hyphenated().to_string()]).collect();
+    let key = |row: LogRow<'_>| [time(&row), row.request_id.hyphenated().to_string()];
+    let keys: Vec<[String; 2]> = records.iter().map(|record| key(record.clone().into())).collect();
     let known: Vec<Hyphenated> =
         sqlx::query_scalar(KNOWN).bind(serde_json::to_string(&keys).unwrap_or_default()).fetch_all(&mut **tx).await?;
     Ok(known.into_iter().map(Uuid::from).collect())
 }
 
-/// Adds the new rows to the sums and commits.
-async fn settle(mut tx: Transaction<'_, Sqlite>, new: &[&LogRow<'_>], sums_addresses: bool) -> Result<(), StoreError> {
-    let (daily, monthly) = sum_up(new.iter().copied());
-    add(&mut tx, &daily, add_sums!("usage_daily", "day", "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"))
-        .await?;
+/// Adds the totals of the new rows and commits.
+async fn settle(mut tx: Transaction<'_, Sqlite>, totals: &Totals<'_>) -> Result<(), StoreError> {
     add(
         &mut tx,
-        &monthly,
+        &totals.daily,
+        add_sums!("usage_daily", "day", "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
+    )
+    .await?;
+    add(
+        &mut tx,
+        &totals.monthly(),
         add_sums!("usage_monthly", "month", "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"),
     )
     .await?;
-    if sums_addresses {
-        add_addresses(&mut tx, &sum_up_addresses(new.iter().copied())).await?;
+    if let Some(addresses) = &totals.addresses {
+        add_addresses(&mut tx, addresses).await?;
     }
     tx.commit().await?;
     Ok(())
 }
 
-/// Adds `rows`; gives how many were not there yet.
-async fn insert(tx: &mut Transaction<'_, Sqlite>, mut rows: &[&LogRow<'_>]) -> Result<u64, StoreError> {
+/// Adds a row for each of `records`; gives how many were not there yet, and what all come to. Only the rows of one statement
+/// are in memory at once.
+async fn insert<'r>(
+    tx: &mut Transaction<'_, Sqlite>,
+    mut records: impl Iterator<Item: Into<UsageRecord<'r>>>,
+    sums_addresses: bool,
+) -> Result<(u64, Totals<'r>), StoreError> {
+    let (mut added, mut totals) = (0, Totals::new(sums_addresses));
+    loop {
+        let records = records.by_ref().take(GROUPS[0]);
+        let rows: Vec<LogRow<'r>> = records.map(|record| LogRow::from(record.into())).collect();
+        if rows.is_empty() {
+            return Ok((added, totals));
+        }
+        rows.iter().for_each(|row| totals.add(row));
+        added += insert_group(tx, &rows).await?;
+    }
+}
+
+async fn insert_group(tx: &mut Transaction<'_, Sqlite>, mut rows: &[LogRow<'_>]) -> Result<u64, StoreError> {
     let mut added = 0;
     for (size, statement) in GROUPS.into_iter().zip(INSERTS.iter()) {
         while let Some((group, rest)) = rows.split_at_checked(size) {
@@ -97,9 +126,6 @@ async fn insert(tx: &mut Transaction<'_, Sqlite>, mut rows: &[&LogRow<'_>]) -> R
             let query = group.iter().fold(query, |query, row| bind(query, row));
             added += query.execute(&mut **tx).await?.rows_affected();
             rows = rest;
-            if rows.is_empty() {
-                return Ok(added);
-            }
         }
     }
     Ok(added)
@@ -143,14 +169,14 @@ fn bind<'q>(query: Query<'q, Sqlite, SqliteArguments>, row: &'q LogRow<'_>) -> Q
         .bind(row.output_image_tokens)
 }
 
-async fn add(tx: &mut Transaction<'_, Sqlite>, sums: &Sums, statement: &'static str) -> Result<(), StoreError> {
+async fn add(tx: &mut Transaction<'_, Sqlite>, sums: &Sums<'_>, statement: &'static str) -> Result<(), StoreError> {
     for (key, sum) in sums {
         sqlx::query(statement)
             .bind(key.date)
             .bind(key.user_id)
             .bind(key.key_id)
-            .bind(&key.model)
-            .bind(&key.upstream)
+            .bind(&*key.model)
+            .bind(&*key.upstream)
             .bind(sum.requests)
             .bind(sum.prompt_tokens)
             .bind(sum.completion_tokens)
@@ -183,13 +209,25 @@ mod tests {
 
     use super::*;
 
-    #[tokio::test]
-    async fn known_rows_are_found_by_the_primary_key() {
+    /// A column of what SQLite says of how it goes about a statement.
+    async fn explain(statement: String, column: usize) -> Vec<String> {
         let pool = SqlitePool::connect("sqlite::memory:").await.unwrap();
         sqlx::migrate!("migrations/sqlite").run(&pool).await.unwrap();
-        let explain = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {KNOWN}"));
-        let plan = sqlx::query(explain).bind("[]").fetch_all(&pool).await.unwrap();
-        let plan: Vec<String> = plan.iter().map(|row| row.get(3)).collect();
+        let rows = sqlx::query(AssertSqlSafe(statement)).fetch_all(&pool).await.unwrap();
+        rows.iter().map(|row| row.get(column)).collect()
+    }
+
+    #[tokio::test]
+    async fn sqlite_needs_no_journal_of_the_insert() {
+        let steps = explain(format!("EXPLAIN {}", INSERTS[0]), 1).await;
+        let has = |name: &str| steps.iter().any(|step| step.contains(name));
+        assert!(has("IdxInsert") && has("Concat"), "it computes the class: {steps:?}");
+        assert!(!has("Func"), "SQLite takes a function for something that may fail: {steps:?}");
+    }
+
+    #[tokio::test]
+    async fn known_rows_are_found_by_the_primary_key() {
+        let plan = explain(format!("EXPLAIN QUERY PLAN {KNOWN}"), 3).await;
         assert!(plan[0].starts_with("SCAN k VIRTUAL TABLE"), "{plan:?}");
         assert!(plan[1].starts_with("SEARCH r USING COVERING INDEX sqlite_autoindex_request_log_1"), "{plan:?}");
     }

@@ -416,7 +416,7 @@ async fn usage_and_audit_show_what_was_recorded() {
     cli.text("user create --name alice").await;
     cli.text("key create --user alice --name ci").await;
     cli.store
-        .write_usage(&[
+        .write_usage([
             crate::store::record(1, "2026-11-22T10:00:00Z"),
             crate::store::record(2, "2026-11-23T23:59:59Z"),
             tollgate_core::usage::UsageRecord { status: 429, ..crate::store::record(3, "2026-11-24T00:00:00.5Z") },
@@ -469,7 +469,7 @@ async fn following_the_log_prints_rows_as_they_come_once() {
         started_at: now - chrono::TimeDelta::seconds(seconds),
         ..crate::store::record(n, "2026-11-23T00:00:00Z")
     };
-    cli.store.write_usage(&[record(1, 30), record(2, 20)]).await.unwrap();
+    cli.store.write_usage([record(1, 30), record(2, 20)]).await.unwrap();
     let out = Shared::default();
     let mut to = out.clone();
     let following = async { cli.run_into("audit --follow --json", "", &mut to).await.unwrap() };
@@ -478,7 +478,7 @@ async fn following_the_log_prints_rows_as_they_come_once() {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }
         // One that began before those that are printed already.
-        cli.store.write_usage(&[record(3, 25)]).await.unwrap();
+        cli.store.write_usage([record(3, 25)]).await.unwrap();
         while out.ids().len() < 3 {
             tokio::time::sleep(std::time::Duration::from_millis(10)).await;
         }

@@ -50,7 +50,7 @@ async fn books() -> Cli {
         ("2026-11-30", "gpt-4o", "main", 1),
         ("2026-12-01", "gpt-4o", "main", 1),
     ];
-    cli.store.write_usage(&records(&rows)).await.unwrap();
+    cli.store.write_usage(records(&rows)).await.unwrap();
     cli
 }
 
@@ -113,7 +113,7 @@ async fn the_log_has_every_column_as_csv_and_no_formula() {
         client_request_id: Some("@SUM(1)".into()),
         ..record(50, "2026-12-02T00:00:00Z")
     };
-    cli.store.write_usage(&[bad]).await.unwrap();
+    cli.store.write_usage([bad]).await.unwrap();
     let csv = cli.text("audit --csv --limit all").await;
     let mut reader = csv::Reader::from_reader(csv.as_bytes());
     let headers: Vec<String> = reader.headers().unwrap().iter().map(str::to_owned).collect();
@@ -156,7 +156,7 @@ fn large(rows: u128) -> Program {
                 ..record(n, "2026-11-01T00:00:00Z")
             };
             let batch: Vec<_> = (batch * 5_000..(batch + 1) * 5_000).map(row).collect();
-            store.write_usage(&batch).await.unwrap();
+            store.write_usage(batch).await.unwrap();
         }
         store.close().await;
     });

@@ -154,7 +154,7 @@ async fn steps_and_writers_at_once_lose_and_double_nothing(database: Database) {
         tasks.spawn(async move {
             all.rotate_left(n * 400);
             for batch in all.chunks(50) {
-                store.write_usage(batch).await.unwrap();
+                store.write_usage(batch.to_vec()).await.unwrap();
             }
         });
         let store = database.store().await;

@@ -175,7 +175,7 @@ fn attempt() -> Attempt {
 
 /// Writes a batch, and says how many of it were new.
 pub(crate) async fn write(store: &Store, records: &[UsageRecord<'_>]) -> usize {
-    let is_new = store.write_usage(records).await.unwrap();
+    let is_new = store.write_usage(records.to_vec()).await.unwrap();
     assert_eq!(is_new.len(), records.len());
     is_new.into_iter().filter(|is_new| *is_new).count()
 }

@@ -1,16 +1,16 @@
 //! What the limiter learns when a batch is in the database: the books grow, and what was held is let go.
 
 use tollgate_core::{
-    limit::{Month, hold::Hold, network_of},
+    limit::{Month, network_of},
     usage::{Booked, BookedAddress, UsageRecord},
 };
 
-use crate::limiter::Limiter;
+use crate::{journal::Booking, limiter::Limiter};
 
-/// Tells the limiter what the database has now. Of each record: what it holds, whether it is of this process, and whether it
-/// was new.
-pub(super) fn book(limiter: &Limiter, records: &[UsageRecord<'_>], holds: &[(Option<Hold>, bool)], is_new: &[bool]) {
-    for ((record, (hold, is_own)), is_new) in records.iter().zip(holds).zip(is_new) {
+/// Tells the limiter what the database has now, and of each row whether it was new.
+pub(super) fn book<'b>(limiter: &Limiter, bookings: impl Iterator<Item = (Booking<'b>, bool)>) {
+    for (Booking { record, hold, is_own }, is_new) in bookings {
+        let record = &record;
         // What this process wrote is handed over once. If it was there all the same, the answer to a commit was lost, and the
         // books do not have it. What an earlier one wrote and was there, the books have from the start.
         if !is_own && !is_new {
@@ -18,12 +18,12 @@ pub(super) fn book(limiter: &Limiter, records: &[UsageRecord<'_>], holds: &[(Opt
         }
         let (month, amount) = (Month::of(record.started_at), record.amount());
         match hold {
-            Some(hold) if *is_own => {
-                limiter.release(record.holder(), hold, Some((month, amount)), || add(limiter, month, record));
+            Some(hold) if is_own => {
+                limiter.release(record.holder(), &hold, Some((month, amount)), || add(limiter, month, record));
             }
             Some(hold) => {
                 add(limiter, month, record);
-                limiter.booked_late(record.holder(), hold, month, amount);
+                limiter.booked_late(record.holder(), &hold, month, amount);
             }
             None => add(limiter, month, record),
         }
