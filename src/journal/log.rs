@@ -40,8 +40,8 @@ pub(super) struct Log {
     pub(super) closed: BTreeMap<u64, u64>,
     /// Closed ones that are not put into their final form yet.
     pub(super) finishing: Vec<Live>,
-    /// Closed ones that are not synced yet.
-    pub(super) unsynced: Vec<Arc<File>>,
+    /// Those that are not synced yet, by their numbers: closed ones, and what could not be synced.
+    pub(super) unsynced: BTreeMap<u64, Arc<File>>,
     pub(super) overflow: VecDeque<Box<[u8]>>,
     overflow_bytes: usize,
     pub(super) trouble: Option<Trouble>,
@@ -99,7 +99,7 @@ impl Log {
             spare: None,
             closed,
             finishing: Vec::new(),
-            unsynced: Vec::new(),
+            unsynced: BTreeMap::new(),
             overflow: VecDeque::new(),
             overflow_bytes: 0,
             trouble: None,
@@ -150,11 +150,17 @@ impl Log {
         if let Some(live) = self.live.replace(next.into()) {
             self.closed.insert(live.segment.number, live.at);
             if self.must_sync && live.is_dirty {
-                self.unsynced.push(Arc::clone(&live.segment.file));
+                self.unsynced.insert(live.segment.number, Arc::clone(&live.segment.file));
             }
             self.finishing.push(live);
         }
         Ok(())
+    }
+
+    /// A closed segment was removed: nobody needs it on the disk any more. Gives the handle on it that was kept for that.
+    pub(super) fn forget(&mut self, number: u64) -> Option<Arc<File>> {
+        self.closed.remove(&number);
+        self.unsynced.remove(&number)
     }
 
     /// Is there room for another segment?
@@ -239,5 +245,25 @@ impl Trouble {
         } else {
             error.to_string()
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_that_is_gone_is_not_kept_to_be_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut log = Log::new(directory.path().to_owned(), BTreeMap::new(), 1);
+        (log.segment_bytes, log.max_bytes, log.must_sync) = (4096, 1 << 20, true);
+        let (first, second) = (log.write(&[1; 3000], true).unwrap(), log.write(&[2; 3000], true).unwrap());
+        assert_eq!((first.segment, second.segment), (1, 2));
+        assert!(log.unsynced.contains_key(&1) && log.extent(1).is_some());
+        let last = log.forget(1).expect("its handle");
+        assert_eq!(log.extent(1), None);
+        log.finishing.clear();
+        assert_eq!(Arc::strong_count(&last), 1, "the kernel frees the file when its caller is done with it");
+        assert!(log.unsynced.is_empty());
     }
 }

@@ -226,7 +226,11 @@ impl Reader {
         let mut all_gone = true;
         for number in gone {
             match files::remove(&files::path(&self.directory, number)) {
-                Ok(()) => drop(lock(log).closed.remove(&number)),
+                Ok(()) => {
+                    // The kernel frees the file with its last handle, which takes it milliseconds: nobody waits for this thread.
+                    let last = lock(log).forget(number);
+                    drop(last);
+                }
                 Err(error) => {
                     all_gone = false;
                     tracing::warn!(segment = number, %error, "a segment of the journal cannot be removed");

@@ -10,8 +10,8 @@ use tollgate_core::journal::{
     segment::{self, Head, read_head},
 };
 
-/// How much is read at once.
-const CHUNK: usize = 256 * 1024;
+/// How much is read at once. While the kernel copies it, nobody else gets the core.
+const CHUNK: usize = 64 * 1024;
 /// How much is left out where the disk cannot be read.
 const SECTOR: usize = 4096;
 

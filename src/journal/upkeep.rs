@@ -1,7 +1,7 @@
 //! What keeps the journal going beside the requests: beginnings are written, segments are made ready and put into their final
 //! form, the disk is synced, and what could not be written is tried again.
 
-use std::{fs::File, io, os::unix::fs::FileExt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fs::File, io, os::unix::fs::FileExt, sync::Arc, time::Duration};
 
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tollgate_core::journal::{
@@ -157,7 +157,7 @@ impl Inner {
     pub(super) fn sync(&self) {
         let mut synced = lock(&self.synced);
         let (files, place) = take_unsynced(&mut lock(&self.log));
-        let failed = files.iter().find_map(|file| file.sync_data().err());
+        let failed = files.values().find_map(|file| file.sync_data().err());
         match failed {
             None => *synced = place.unwrap_or(*synced),
             Some(error) => {
@@ -181,11 +181,11 @@ impl Inner {
 }
 
 /// The segments that were not synced, and where the last of them ends.
-fn take_unsynced(log: &mut Log) -> (Vec<Arc<File>>, Option<Place>) {
+fn take_unsynced(log: &mut Log) -> (BTreeMap<u64, Arc<File>>, Option<Place>) {
     let mut files = std::mem::take(&mut log.unsynced);
     if let Some(live) = log.live.as_mut().filter(|live| live.is_dirty) {
         live.is_dirty = false;
-        files.push(Arc::clone(&live.segment.file));
+        files.insert(live.segment.number, Arc::clone(&live.segment.file));
     }
     (files, log.live.as_ref().map(|live| Place { segment: live.segment.number, offset: live.at }))
 }
