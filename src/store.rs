@@ -13,6 +13,7 @@
 
 use std::{
     fs::{DirBuilder, OpenOptions},
+    io::ErrorKind,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::Path,
     time::Duration,
@@ -227,11 +228,18 @@ fn open_sqlite(path: &str, connections: u32) -> Result<SqlitePool, StoreError> {
 }
 
 /// Makes the file and its directory, for the eyes of their owner alone. SQLite gives the files beside it the same mode.
+///
+/// A file that is there is not opened: to close it would let go of every lock that SQLite holds on it in this process
+/// (<https://www.sqlite.org/howtocorrupt.html>, 2.2), and the next process that ends its use would take away the log that this one
+/// goes on writing to.
 fn make_private(path: &Path) -> std::io::Result<()> {
     if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
         DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    OpenOptions::new().append(true).create(true).mode(0o600).open(path).map(drop)
+    match OpenOptions::new().append(true).create_new(true).mode(0o600).open(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists && !path.is_dir() => Ok(()),
+        made => made.map(drop),
+    }
 }
 
 fn open_postgres(url: &str) -> Result<PgPool, StoreError> {

@@ -9,6 +9,7 @@ use tollgate_core::{
 };
 
 use super::{Database, alice, api_key, at, attempt, on_both_databases, record, write};
+use crate::support::program::Program;
 
 on_both_databases! {
     usage_is_counted_once,
@@ -273,4 +274,26 @@ async fn usage_is_filtered_and_grouped_by_several_things(database: Database) {
     assert_eq!(ask(UsageQuery { key: Some(KeyId(10)), model: Some("b".into()), ..by(&[month]) }).await, ["2026-11 1"]);
     assert_eq!(ask(UsageQuery { upstream: Some("main".into()), ..by(&[]) }).await, ["4"]);
     assert_eq!(ask(UsageQuery { upstream: Some("other".into()), ..by(&[month]) }).await, [""; 0]);
+}
+
+/// Locks of a file belong to the process: what opens the file beside SQLite lets go of them when it closes it, and the next
+/// program that ends its use takes the log away.
+#[tokio::test]
+async fn another_program_takes_nothing_away_after_a_second_store_was_opened() {
+    let program = Program::new("[store]\nurl = \"sqlite://DIR/db\"\n[secrets]\nfernet_keys_file = \"DIR/keys\"\n");
+    assert_eq!(program.run("init", "").code, 0);
+    let url = format!("sqlite://{}/db", program.directory().display());
+    let first = Store::open(&url).await.unwrap();
+    assert_eq!(write(&first, &[record(1, "2026-11-23T10:00:00Z")]).await, 1);
+    let second = Store::open(&url).await.unwrap();
+    let file = program.directory().join("db");
+    let look =
+        "import sqlite3, sys; c = sqlite3.connect(sys.argv[1]); c.execute('SELECT * FROM users').fetchall(); c.close()";
+    assert!(std::process::Command::new("python3").args(["-c", look]).arg(&file).status().unwrap().success());
+    assert!(program.directory().join("db-wal").exists(), "it is in use");
+    assert_eq!(write(&first, &[record(2, "2026-11-23T10:00:01Z")]).await, 1);
+    let seen: serde_json::Value = serde_json::from_str(&program.run("audit --json", "").stdout).unwrap();
+    assert_eq!(seen.as_array().map(Vec::len), Some(2), "{seen}");
+    second.close().await;
+    first.close().await;
 }
