@@ -42,15 +42,11 @@ pub(super) async fn write<'r>(
     records: impl Iterator<Item: Into<UsageRecord<'r>>> + Clone,
     sums_addresses: bool,
 ) -> Result<Vec<bool>, StoreError> {
-    let count = records.clone().count();
-    if count == 0 {
-        return Ok(Vec::new());
-    }
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
-    let (added, totals) = insert(&mut tx, records.clone(), sums_addresses).await?;
-    if added == count as u64 {
+    let Inserted { rows, new, totals } = insert(&mut tx, records.clone(), sums_addresses).await?;
+    if new == rows as u64 {
         settle(tx, &totals).await?;
-        return Ok(vec![true; count]);
+        return Ok(vec![true; rows]);
     }
     tx.rollback().await?;
     let mut tx = pool.begin_with("BEGIN IMMEDIATE").await?;
@@ -59,7 +55,7 @@ pub(super) async fn write<'r>(
     let is_new: Vec<bool> = records.iter().map(|record| known.insert(record.request_id)).collect();
     let new: Vec<_> =
         records.into_iter().zip(&is_new).filter_map(|(record, is_new)| is_new.then_some(record)).collect();
-    let (_, totals) = insert(&mut tx, new.into_iter(), sums_addresses).await?;
+    let Inserted { totals, .. } = insert(&mut tx, new.into_iter(), sums_addresses).await?;
     settle(tx, &totals).await?;
     Ok(is_new)
 }
@@ -97,22 +93,32 @@ async fn settle(mut tx: Transaction<'_, Sqlite>, totals: &Totals<'_>) -> Result<
     Ok(())
 }
 
-/// Adds a row for each of `records`; gives how many were not there yet, and what all come to. Only the rows of one statement
-/// are in memory at once.
+/// What was inserted.
+struct Inserted<'r> {
+    /// How many rows.
+    rows: usize,
+    /// How many of them were not there yet.
+    new: u64,
+    /// What all come to.
+    totals: Totals<'r>,
+}
+
+/// Adds a row for each of `records`. Only the rows of one statement are in memory at once.
 async fn insert<'r>(
     tx: &mut Transaction<'_, Sqlite>,
     mut records: impl Iterator<Item: Into<UsageRecord<'r>>>,
     sums_addresses: bool,
-) -> Result<(u64, Totals<'r>), StoreError> {
-    let (mut added, mut totals) = (0, Totals::new(sums_addresses));
+) -> Result<Inserted<'r>, StoreError> {
+    let mut inserted = Inserted { rows: 0, new: 0, totals: Totals::new(sums_addresses) };
     loop {
         let records = records.by_ref().take(GROUPS[0]);
         let rows: Vec<LogRow<'r>> = records.map(|record| LogRow::from(record.into())).collect();
         if rows.is_empty() {
-            return Ok((added, totals));
+            return Ok(inserted);
         }
-        rows.iter().for_each(|row| totals.add(row));
-        added += insert_group(tx, &rows).await?;
+        rows.iter().for_each(|row| inserted.totals.add(row));
+        inserted.rows += rows.len();
+        inserted.new += insert_group(tx, &rows).await?;
     }
 }
 
