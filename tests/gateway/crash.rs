@@ -4,7 +4,9 @@
 //! `make crash` runs more rounds; their number is in `TOLLGATE_CRASH_ROUNDS`.
 
 use std::{
+    io::{BufRead, BufReader},
     path::Path,
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -116,6 +118,61 @@ async fn a_database_that_is_killed_or_frozen_keeps_nobody_and_loses_nothing() {
     program.kill();
     server.thaw();
     seen.extend(clients.stop().await);
+    program.start();
+    program.stop();
+    program.check(&seen).await;
+}
+
+/// Another program that uses the database of SQLite, and holds its write lock.
+struct Holder(Child);
+
+impl Holder {
+    fn start(database: &Path) -> Self {
+        const HOLD: &str = "import sqlite3, sys
+c = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+c.execute('BEGIN IMMEDIATE'); print('held', flush=True); sys.stdin.read(); c.execute('ROLLBACK'); c.close()";
+        let mut python = Command::new("python3");
+        let python = python.args(["-c", HOLD]).arg(database).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = python.spawn().unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        assert_eq!(said, "held\n");
+        Self(child)
+    }
+
+    /// Lets go, and ends its use of the file in order.
+    fn end(mut self) {
+        drop(self.0.stdin.take());
+        assert!(self.0.wait().unwrap().success());
+    }
+}
+
+/// Long enough for the second thread of the writer to take over, with a store of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn another_program_that_holds_the_file_of_sqlite_makes_nothing_lost() {
+    let upstream = upstream();
+    // Small batches: the calm thread has to end its own before the other one can take over.
+    let mut program = Mortal::new(None, None, &upstream.base_url(), "batch = 50");
+    let address = program.start();
+    let clients = program.clients(address, 2);
+    clients.wait_for(20).await;
+    let holder = Holder::start(Path::new(program.store_url.trim_start_matches("sqlite://")));
+    let start = Instant::now();
+    // Each of the two threads says it once.
+    while program.log().matches("usage cannot be written to the database").count() < 2 {
+        assert!(start.elapsed() < 2 * PATIENCE, "{}", program.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::task::spawn_blocking(|| holder.end()).await.unwrap();
+    let (store, count) = (tollgate::store::Store::open(&program.store_url).await.unwrap(), clients.count());
+    while rows(&store).await.len() < count {
+        assert!(start.elapsed() < 3 * PATIENCE, "{}", program.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    store.close().await;
+    clients.wait_for(clients.count() + 200).await;
+    program.kill();
+    let seen = clients.stop().await;
     program.start();
     program.stop();
     program.check(&seen).await;
