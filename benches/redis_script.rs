@@ -3,7 +3,9 @@
 //! Redis runs one script at a time, so its time bounds how many requests all replicas together can admit. It is Redis's
 //! own figure (`INFO commandstats`), of five subjects at limits of 10,000 RPM, near which they are all the time (on a
 //! simulated clock), and at limits a thousand times as high, to show that it does not grow. Requests at once share a
-//! call, so the figure is given for one that is alone and for eight at once, each with what an earlier one gave back.
+//! call, so the figure is given for one that is alone and for eight at once, each with what an earlier one gave back. What
+//! a script costs that does nothing stands beside it: the figures of a machine that is disturbed grow together. Medians of
+//! interleaved rounds, with the least and the most.
 
 use std::{
     net::TcpListener,
@@ -20,7 +22,7 @@ use prometheus::IntGauge;
 use redis::Commands;
 use tollgate::limiter::{
     redis::{Clock, Counted, Options, Redis, Reserved, Verdict},
-    redis_wire::{Change, Known},
+    redis_wire::{Change, Known, key_of},
 };
 use tollgate_core::{
     id::{KeyId, UserId},
@@ -31,7 +33,11 @@ use tollgate_core::{
     secret::Secret,
 };
 
-const REQUESTS: u64 = 16_000;
+/// Requests of a round.
+const REQUESTS: u64 = 2_000;
+const ROUNDS: usize = 15;
+/// Rounds before them, in which the windows fill.
+const FIRST_ROUNDS: usize = 5;
 
 struct Server(Child);
 
@@ -58,13 +64,51 @@ fn main() -> anyhow::Result<()> {
     std::thread::sleep(Duration::from_millis(500));
     let url = format!("redis://127.0.0.1:{port}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    for rpm in [10_000, 10_000_000] {
-        for at_once in [1, 8] {
-            let us = runtime.block_on(measure(&url, rpm, at_once))?;
-            println!("five subjects at {rpm} RPM, {at_once} at once: {us:.1} us of Redis's time per request");
+    runtime.block_on(compare(&url))
+}
+
+async fn compare(url: &str) -> anyhow::Result<()> {
+    let mut control = redis::Client::open(url)?.get_connection()?;
+    let mut cases = Vec::new();
+    for (rpm, at_once) in [(10_000, 1), (10_000, 8), (10_000_000, 1), (10_000_000, 8)] {
+        cases.push(Case::new(url, rpm, at_once).await?);
+    }
+    let (mut empty, mut figures) = (Vec::new(), vec![Vec::new(); cases.len()]);
+    for round in 0..FIRST_ROUNDS + ROUNDS {
+        let nothing = empty_script(&mut control)?;
+        let mut us = Vec::new();
+        for case in &mut cases {
+            us.push(case.round(&mut control).await?);
+        }
+        if round >= FIRST_ROUNDS {
+            empty.push(nothing);
+            figures.iter_mut().zip(us).for_each(|(figures, us)| figures.push(us));
         }
     }
+    println!("microseconds of Redis's time, median [least..most] of {ROUNDS} rounds of {REQUESTS} requests");
+    println!("a script that does nothing, per call: {}", median(&mut empty));
+    for (case, figures) in cases.iter().zip(&mut figures) {
+        println!("five subjects at {} RPM, {} at once, per request: {}", case.rpm, case.at_once, median(figures));
+    }
     Ok(())
+}
+
+fn median(figures: &mut [f64]) -> String {
+    figures.sort_by(f64::total_cmp);
+    format!("{:.1} [{:.1}..{:.1}]", figures[figures.len() / 2], figures[0], figures[figures.len() - 1])
+}
+
+/// What the call itself costs, with as many keys and as long arguments.
+fn empty_script(control: &mut redis::Connection) -> anyhow::Result<f64> {
+    let script: String = redis::cmd("SCRIPT").arg("LOAD").arg("return 1").query(control)?;
+    let () = redis::cmd("CONFIG").arg("RESETSTAT").query(control)?;
+    let keys: Vec<String> = five_subjects(1, 1).iter().map(|demand| key_of(&demand.subject)).collect();
+    for _ in 0..REQUESTS {
+        let call =
+            redis::cmd("EVALSHA").arg(&script).arg(keys.len()).arg(&keys).arg([0_u8; 550].as_slice()).query(control);
+        let _one: i64 = call?;
+    }
+    Ok(script_usec(control)? / REQUESTS as f64)
 }
 
 fn options(url: impl Into<String>) -> Options {
@@ -72,36 +116,46 @@ fn options(url: impl Into<String>) -> Options {
     Options { nodes: Secret::new(url.into()), patience: Duration::from_secs(2), degraded }
 }
 
-async fn measure(url: &str, rpm: u64, at_once: u64) -> anyhow::Result<f64> {
-    let clock = Arc::new(AtomicU64::new(1_800_000_000_000));
-    let limiter = Redis::new(options(url), *b"bench---", Clock::Given(Arc::clone(&clock)));
-    limiter.connect(0).await?;
-    let mut control = redis::Client::open(url)?.get_connection()?;
-    let () = redis::cmd("FLUSHALL").query(&mut control)?;
-    let demands = five_subjects(rpm);
-    // 9 of 10 of what the limit allows, so that the windows are nearly full and every request is admitted.
-    let step = 60_000_000 / (rpm * 9 / 10);
-    let mut now_us = clock.load(Ordering::Relaxed) * 1000;
-    let mut us = 0.0;
-    // The first round fills the windows.
-    for _ in 0..2 {
-        let () = redis::cmd("CONFIG").arg("RESETSTAT").query(&mut control)?;
-        for _ in 0..REQUESTS / at_once {
-            now_us += step.max(1) * at_once;
-            clock.store(now_us / 1000, Ordering::Relaxed);
+/// Requests at one limit, so many at once.
+struct Case {
+    rpm: u64,
+    at_once: u64,
+    limiter: Redis,
+    clock: Arc<AtomicU64>,
+    now_us: u64,
+    demands: Arc<[Demand]>,
+}
+
+impl Case {
+    async fn new(url: &str, rpm: u64, at_once: u64) -> anyhow::Result<Self> {
+        let clock = Arc::new(AtomicU64::new(1_800_000_000_000));
+        let limiter = Redis::new(options(url), *b"bench---", Clock::Given(Arc::clone(&clock)));
+        limiter.connect(0).await?;
+        let now_us = clock.load(Ordering::Relaxed) * 1000;
+        Ok(Self { rpm, at_once, limiter, clock, now_us, demands: five_subjects(rpm, at_once) })
+    }
+
+    /// Microseconds of Redis's time per request.
+    async fn round(&mut self, control: &mut redis::Connection) -> anyhow::Result<f64> {
+        let Self { rpm, at_once, limiter, clock, now_us, demands } = self;
+        let () = redis::cmd("CONFIG").arg("RESETSTAT").query(control)?;
+        // 9 of 10 of what the limit allows, so that the windows are nearly full and every request is admitted.
+        let step = 60_000_000 / (*rpm * 9 / 10);
+        for _ in 0..REQUESTS / *at_once {
+            *now_us += step.max(1) * *at_once;
+            clock.store(*now_us / 1000, Ordering::Relaxed);
             let one = || {
                 let known = || vec![Known::default(); demands.len()];
                 let need = Need::from(Amount { tokens: 100, nano_usd: 100_000 });
-                limiter.admit(&demands, need, Month(24_322), 0, known)
+                limiter.admit(demands, need, Month(24_322), 0, known)
             };
-            for verdict in futures::future::join_all((0..at_once).map(|_| one())).await {
+            for verdict in futures::future::join_all((0..*at_once).map(|_| one())).await {
                 let Ok(Verdict { decision: Ok(counted), .. }) = verdict else { anyhow::bail!("{verdict:?}") };
-                give_back(&limiter, &demands, counted);
+                give_back(limiter, demands, counted);
             }
         }
-        us = script_usec(&mut control)?;
+        Ok(script_usec(control)? / REQUESTS as f64)
     }
-    Ok(us / REQUESTS as f64)
 }
 
 /// The request is over, and used less than was reserved.
@@ -128,13 +182,15 @@ fn script_usec(control: &mut redis::Connection) -> anyhow::Result<f64> {
     Ok(figure.context("no such figure")?.parse()?)
 }
 
-fn five_subjects(rpm: u64) -> Arc<[Demand]> {
-    let (user, key) = (UserId(1), KeyId(1));
+/// Of a user of their own for each case.
+fn five_subjects(rpm: u64, at_once: u64) -> Arc<[Demand]> {
+    let user = UserId((rpm + at_once).cast_signed());
+    let key = KeyId(1);
     let tpm = rpm * 100;
     let caps = Caps { rpm, tpm, concurrency: 1_000_000, monthly_tokens: 1_000_000_000_000, monthly_nano_usd: 0 };
     // An address, a user, a key, and a model within it are all that one request has; the fifth is for good measure.
     let subjects = [
-        Subject::Ip(std::net::Ipv4Addr::LOCALHOST.into()),
+        Subject::Ip(std::net::Ipv4Addr::from_bits(u32::try_from(rpm + at_once).unwrap_or(0)).into()),
         Subject::User(user),
         Subject::Key(user, key),
         Subject::KeyModel(user, key, "gpt-4o".into()),

@@ -3,8 +3,8 @@
 //! **One round trip, shared.** Requests do not each ask Redis: whoever finds nobody on the way there takes along all that wait,
 //! with what earlier requests gave back ([`Change`]) in between, in the order in which it all came about
 //! ([`queue`](super::redis_queue)). Alone, a request is asked for at once; among many it waits for one round trip at most,
-//! and the script reads and writes each state once for all of them. Measured with eight at a time, that is a quarter of Redis's time, and of
-//! ours, which bounds how much all replicas together can admit. Because only one batch is on its way, a client's next
+//! and the script reads and writes each state once for all of them. Measured with eight at a time, that is little more than
+//! half of Redis's time, which bounds how much all replicas together can admit. Because only one batch is on its way, a client's next
 //! request never overtakes what its last one gave back, whatever thread it is on. A tick carries what nobody took along.
 //!
 //! The keys of a user, of its keys and of their models have one hash tag; in a Redis Cluster the address is another, its

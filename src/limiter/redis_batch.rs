@@ -20,7 +20,7 @@ use tollgate_core::{
 use super::{
     redis::{Counted, Verdict},
     redis_queue::{Ask, Step},
-    redis_wire::{Caller, Change, float, key_of, numbers, put},
+    redis_wire::{Caller, Change, doubles, float, key_of, put},
 };
 
 /// The verdict on one request: `None`: a state is not ours, so there is none.
@@ -42,8 +42,20 @@ struct Call {
     keys: Vec<String>,
     places: HashMap<Subject, u16>,
     steps: Vec<u8>,
+    /// The correction that the steps end with, if they do.
+    last: Option<Run>,
     /// Requests, and which of their subjects, by index.
     parts: Vec<(usize, Vec<usize>)>,
+}
+
+/// A correction that is the same at subjects whose keys follow each other, as it mostly is at all of one request.
+#[derive(Debug)]
+struct Run {
+    numbers: [f64; 11],
+    first: u16,
+    count: u16,
+    /// Where its count stands in the steps.
+    count_at: usize,
 }
 
 /// The hash tag of a subject's state; see [`key_of`]. One for all, unless it is a cluster.
@@ -70,17 +82,27 @@ impl Tag {
 
 impl Batch {
     /// Puts the steps together.
-    pub fn new(steps: Vec<Step>, session: u32, is_cluster: bool) -> Self {
+    pub fn new(mut steps: Vec<Step>, session: u32, is_cluster: bool) -> Self {
+        // Whoever waited no longer is decided otherwise.
+        steps.retain(|step| !matches!(step, Step::Ask(ask) if ask.answer.is_closed()));
         let mut batch = Self { asks: Vec::new(), calls: Vec::new(), session };
+        batch.place_first(&steps, is_cluster);
         for step in steps {
             match step {
                 Step::Change(change) => batch.add_change(&change, is_cluster),
-                // Whoever waited no longer is decided otherwise.
-                Step::Ask(ask) if ask.answer.is_closed() => {}
                 Step::Ask(ask) => batch.add_ask(ask, is_cluster),
             }
         }
         batch
+    }
+
+    /// Makes the subjects of the first request the first keys, in their order: so `alone.lua` knows which is which.
+    fn place_first(&mut self, steps: &[Step], is_cluster: bool) {
+        let first = steps.iter().find_map(|step| if let Step::Ask(ask) = step { Some(ask) } else { None });
+        for Demand { subject, .. } in first.into_iter().flat_map(|ask| ask.demands.iter()) {
+            let call = self.call_for(subject, is_cluster);
+            self.calls[call].place(subject);
+        }
     }
 
     /// Is there nothing to send?
@@ -134,7 +156,7 @@ impl Batch {
     pub fn judge(self, answers: Vec<Value>) -> Result<(Vec<Judged>, Vec<Change>), RedisError> {
         let mut pending: Vec<Pending> = self.asks.iter().map(|_| Pending::new(self.session)).collect();
         for (call, answer) in self.calls.iter().zip(answers) {
-            call.read(&numbers(answer)?, &self.asks, &mut pending)?;
+            call.read(&doubles(answer)?, &self.asks, &mut pending)?;
         }
         let mut undone = Vec::new();
         let judge = |(ask, pending): (Ask, Pending)| {
@@ -149,7 +171,14 @@ impl Batch {
 
 impl Call {
     fn new(tag: Tag) -> Self {
-        Self { tag, keys: Vec::new(), places: HashMap::new(), steps: Vec::with_capacity(1024), parts: Vec::new() }
+        Self {
+            tag,
+            keys: Vec::new(),
+            places: HashMap::new(),
+            steps: Vec::with_capacity(1024),
+            last: None,
+            parts: Vec::new(),
+        }
     }
 
     /// Names a subject's state, and gives its number among the keys, from 1.
@@ -165,13 +194,22 @@ impl Call {
     }
 
     fn add_change(&mut self, change: &Change) {
-        let place = self.place(&change.subject);
-        self.steps.extend_from_slice(&0_u16.to_le_bytes());
-        self.steps.extend_from_slice(&place.to_le_bytes());
-        put(&mut self.steps, &change.numbers());
+        let (place, numbers) = (self.place(&change.subject), change.numbers());
+        if let Some(run) = &mut self.last
+            && run.numbers == numbers
+            && run.first + run.count == place
+        {
+            run.count += 1;
+            self.steps[run.count_at..run.count_at + 2].copy_from_slice(&run.count.to_le_bytes());
+            return;
+        }
+        self.steps.extend([0_u16, place, 1].iter().flat_map(|number| number.to_le_bytes()));
+        self.last = Some(Run { numbers, first: place, count: 1, count_at: self.steps.len() - 2 });
+        put(&mut self.steps, &numbers);
     }
 
     fn add_ask(&mut self, number: usize, ask: &Ask, indexes: Vec<usize>) {
+        self.last = None;
         let count = u16::try_from(indexes.len()).unwrap_or(u16::MAX);
         self.steps.extend_from_slice(&count.to_le_bytes());
         let (amount, least) = (ask.need.amount, ask.need.least);
@@ -200,8 +238,9 @@ impl Call {
         let (now_ms, mut rest) = answer.split_first().ok_or_else(no_reply)?;
         let now_ms = positive(*now_ms);
         for (number, indexes) in &self.parts {
-            let (head, more) = rest.split_at_checked(5).ok_or_else(no_reply)?;
-            let of_each = if head[0] == 1 { 2 } else { 3 };
+            let is_admitted = rest.first() == Some(&1);
+            let (head, of_each) = if is_admitted { (2, 2) } else { (5, 3) };
+            let (head, more) = rest.split_at_checked(head).ok_or_else(no_reply)?;
             let (shown, more) = more.split_at_checked(of_each * indexes.len()).ok_or_else(no_reply)?;
             rest = more;
             pending[*number].see(&asks[*number], indexes, now_ms, head, shown);
@@ -256,23 +295,23 @@ impl Pending {
         for &index in indexes {
             self.counted.cells[index] = now_ms / CELL_MS;
         }
-        let refusing = usize::try_from(head[2]).ok().and_then(|place| indexes.get(place)).copied();
-        match head[0] {
-            1 => self.admitted.extend(indexes),
-            0 => {
-                let refusal = refusing.map(|demand| refusal(demand, &ask.demands[demand], head[3], head[4]));
+        let nth = |place: i64| usize::try_from(place).ok().and_then(|place| indexes.get(place)).copied();
+        match *head {
+            [0, _, refusing, kind, wait] => {
+                let refusal = nth(refusing).map(|demand| refusal(demand, &ask.demands[demand], kind, wait));
                 if self.refusal.is_none_or(|known| refusal.is_some_and(|new| known.wait < new.wait)) {
                     self.refusal = refusal;
                 }
             }
-            _ => {
+            [-1, _, refusing, ..] => {
                 self.is_foreign = true;
-                let key = refusing.map(|demand| key_of(&ask.demands[demand].subject)).unwrap_or_default();
+                let key = nth(refusing).map(|demand| key_of(&ask.demands[demand].subject)).unwrap_or_default();
                 tracing::error!(
                     key,
                     "holds something in Redis that is not a limit of tollgate: delete it; until then this caller's limits are held by each replica alone"
                 );
             }
+            _ => self.admitted.extend(indexes),
         }
         show(&mut self.verdict.standing, &ask.demands, indexes, now_ms, shown);
     }

@@ -183,19 +183,21 @@ impl Scripts {
     /// # Errors
     /// What a node answered.
     pub async fn load(connection: &mut Connection) -> Result<Self, RedisError> {
+        const FORM: &str = include_str!("lua/form.lua");
         const STATE: &str = include_str!("lua/state.lua");
-        let with_state = |script: &str| format!("{STATE}\n{script}");
         Ok(Self {
-            limits: load(connection, with_state(include_str!("lua/limits.lua"))).await?,
-            sync: load(connection, with_state(include_str!("lua/sync.lua"))).await?,
-            replicas: load(connection, include_str!("lua/replicas.lua").to_owned()).await?,
+            // The short way comes before all that it does not need: functions that are only defined take their time too.
+            limits: load(connection, &[FORM, include_str!("lua/alone.lua"), STATE, include_str!("lua/limits.lua")])
+                .await?,
+            sync: load(connection, &[FORM, STATE, include_str!("lua/sync.lua")]).await?,
+            replicas: load(connection, &[include_str!("lua/replicas.lua")]).await?,
         })
     }
 }
 
-async fn load(connection: &mut Connection, script: String) -> Result<String, RedisError> {
+async fn load(connection: &mut Connection, parts: &[&str]) -> Result<String, RedisError> {
     let mut command = redis::cmd("SCRIPT");
-    command.arg("LOAD").arg(script);
+    command.arg("LOAD").arg(parts.join("\n"));
     match connection {
         Connection::Single(single) => command.query_async(single).await,
         Connection::Cluster(cluster) => command.query_async(cluster).await,

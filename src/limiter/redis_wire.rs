@@ -3,7 +3,7 @@
 //! Numbers travel as packed doubles, one argument per subject: a script unpacks them in one call, where a dozen texts each
 //! would have to be sent, split and read. The forms are those that the heads of `lua/*.lua` describe.
 
-use redis::{Cmd, RedisError, Value};
+use redis::{Cmd, ErrorKind, RedisError, Value};
 use tollgate_core::limit::{
     Amount, Month, Subject,
     state::{Demand, Mirror},
@@ -66,11 +66,11 @@ pub struct Shown {
 #[must_use]
 pub fn key_of(subject: &Subject) -> String {
     match subject {
-        Subject::Ip(ip) => format!("tollgate:1:{{{ip}}}:ip"),
-        Subject::User(user) => format!("tollgate:1:{{u{user}}}:user"),
-        Subject::Key(user, key) => format!("tollgate:1:{{u{user}}}:key:{key}"),
-        Subject::KeyModel(user, key, model) => format!("tollgate:1:{{u{user}}}:key:{key}:{model}"),
-        Subject::Others(class) => format!("tollgate:1:{{others}}:{}", class.word()),
+        Subject::Ip(ip) => format!("tollgate:2:{{{ip}}}:ip"),
+        Subject::User(user) => format!("tollgate:2:{{u{user}}}:user"),
+        Subject::Key(user, key) => format!("tollgate:2:{{u{user}}}:key:{key}"),
+        Subject::KeyModel(user, key, model) => format!("tollgate:2:{{u{user}}}:key:{key}:{model}"),
+        Subject::Others(class) => format!("tollgate:2:{{others}}:{}", class.word()),
     }
 }
 
@@ -201,10 +201,25 @@ pub fn numbers(value: Value) -> Result<Vec<i64>, RedisError> {
     redis::from_redis_value(value).map_err(RedisError::from)
 }
 
-/// Reads the head and the cells of a state, as `state.lua` writes them.
+/// The numbers of a reply that are packed as doubles.
+///
+/// # Errors
+/// The server's, or that it is none.
+pub fn doubles(value: Value) -> Result<Vec<i64>, RedisError> {
+    let bytes: Vec<u8> = redis::from_redis_value(value).map_err(RedisError::from)?;
+    let (doubles, rest) = bytes.as_chunks();
+    if !rest.is_empty() {
+        return Err(RedisError::from((ErrorKind::Parse, "not a row of doubles")));
+    }
+    #[expect(clippy::cast_possible_truncation, reason = "all of them are whole and below 2^53")]
+    let whole = |double: &[u8; 8]| f64::from_le_bytes(*double) as i64;
+    Ok(doubles.iter().map(whole).collect())
+}
+
+/// Reads the head and the cells of a state, in the form of `form.lua`.
 pub fn parse_state(bytes: &[u8], now_ms: u64, local_ms: u64) -> Option<Shown> {
     const CELLS_AT: usize = 50;
-    if bytes.len() < CELLS_AT + 9 * CELLS || bytes[0] != b'1' {
+    if bytes.len() < CELLS_AT + 9 * CELLS || bytes[0] != b'2' {
         return None;
     }
     let number = |at: usize, width: usize| {
@@ -220,9 +235,9 @@ pub fn parse_state(bytes: &[u8], now_ms: u64, local_ms: u64) -> Option<Shown> {
         mirror.requests.put_aged(local_ms, age, number(CELLS_AT + 9 * slot, 3));
         mirror.tokens.put_aged(local_ms, age, number(CELLS_AT + 9 * slot + 3, 6));
     }
-    let month = Month(i32::try_from(number(22, 4)).unwrap_or(0));
-    let booked = Amount { tokens: number(26, 7), nano_usd: number(33, 7) };
-    Some(Shown { mirror, booked: (number(40, 1) == 1).then_some((month, booked)) })
+    let month = Month(i32::try_from(number(9, 4)).unwrap_or(0));
+    let booked = Amount { tokens: number(13, 7), nano_usd: number(20, 7) };
+    Some(Shown { mirror, booked: (number(27, 1) == 1).then_some((month, booked)) })
 }
 
 /// Numbers of the limiter are far below 2^53, where doubles are exact.

@@ -5,6 +5,7 @@
 
 mod place;
 mod replicas;
+mod short_way;
 
 use chrono::DateTime;
 use proptest::prelude::*;

@@ -1,18 +1,20 @@
 -- Decides on requests and corrects what was decided before, in the order in which this replica did both.
 -- KEYS: every state that is touched, once.
 -- ARGV: clock | holder | session | lease in seconds | steps, one after the other, each of
---         a correction: 0 as I2; key (from 1) as I2; 11 doubles: requests that ended; cell of the reservation, requests and
---           tokens to take back from it; requests and tokens to add now; held tokens and nano-dollars to add (negative: to
---           let go); month, tokens and nano-dollars that were booked.
+--         a correction, the same at keys that follow each other: 0, the first key (from 1), and how many they are, as I2; 11
+--           doubles: requests that ended; cell of the reservation, requests and tokens to take back from it; requests and
+--           tokens to add now; held tokens and nano-dollars to add (negative: to let go); month, tokens and nano-dollars
+--           that were booked.
 --         requests that are admitted together or not at all: number of their subjects as I2; 6 doubles: how many they are;
---           of all together: tokens, nano-dollars, least tokens, least nano-dollars; month; for each subject: key as I2; 10 doubles: rpm, tpm, concurrency, monthly tokens, monthly nano-dollars;
---           tokens and nano-dollars of the books; what this holder holds: requests in flight, tokens, nano-dollars.
--- Reply: now; for each request: verdict (1: admitted at all of its subjects, 0: at none, -1: the state of the refusing
---   subject is not ours), which subjects had no state before this call (bit by bit), refusing subject (from 0), kind, wait (-1: next month,
---   -2: never); for each of its subjects: requests, tokens, and, if it is not admitted, their reset.
+--           of all together: tokens, nano-dollars, least tokens, least nano-dollars; month; for each subject: key as I2; 10
+--           doubles: rpm, tpm, concurrency, monthly tokens, monthly nano-dollars; tokens and nano-dollars of the books;
+--           what this holder holds: requests in flight, tokens, nano-dollars.
+-- Reply, as doubles: now; for each request: verdict (1: admitted at all of its subjects, 0: at none, -1: the state of the
+--   refusing subject is not ours), which subjects had no state before this call (bit by bit), and, if it is not admitted:
+--   refusing subject (from 0), kind, wait (-1: next month, -2: never); for each of its subjects: requests, tokens, and, if
+--   it is not admitted, their reset.
 --
 -- Each state is read once and written once, however many steps touch it.
-local now = clock(ARGV[1])
 local cell = math.floor(now / 1000)
 local id, session, lease = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local steps, at = ARGV[5], 1
@@ -34,22 +36,25 @@ local function state(key)
 end
 
 -- What has no state, or no holder of this session, has nothing to correct: the holder brings its truth when it comes again.
-local function correct(key)
-  local ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano
-  key, ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano, at =
-    unpack('<I2ddddddddddd', steps, at)
-  local s = state(key)
-  if not s then return end
-  if requests > 0 or tokens > 0 then take_back(s, from, requests, tokens) end
-  if begun > 0 or more > 0 then add(s, begun, more) end
-  if s.month == month then s.bt, s.bn = max(0, s.bt + b_tokens), max(0, s.bn + b_nano) end
-  if ended > 0 or held_tokens ~= 0 or held_nano ~= 0 then
-    find_holders(s, id, cell)
-    if s.is_held and s.session == session then
-      s.busy, s.tokens, s.nano = max(0, s.busy - ended), max(0, s.tokens + held_tokens), max(0, s.nano + held_nano)
+local function correct()
+  local first, count, ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano
+  first, count, ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano, at =
+    unpack('<I2I2ddddddddddd', steps, at)
+  for key = first, first + count - 1 do
+    local s = state(key)
+    if s then
+      if requests > 0 or tokens > 0 then take_back(s, from, requests, tokens) end
+      if begun > 0 or more > 0 then add(s, begun, more) end
+      if s.month == month then s.bt, s.bn = max(0, s.bt + b_tokens), max(0, s.bn + b_nano) end
+      if ended > 0 or held_tokens ~= 0 or held_nano ~= 0 then
+        find_holders(s, id, cell)
+        if s.is_held and s.session == session then
+          s.busy, s.tokens, s.nano = max(0, s.busy - ended), max(0, s.tokens + held_tokens), max(0, s.nano + held_nano)
+        end
+      end
+      s.dirty = true
     end
   end
-  s.dirty = true
 end
 
 local function decide(count)
@@ -104,9 +109,12 @@ local function decide(count)
       end
     end
   end
-  reply[n + 1], reply[n + 2], reply[n + 3], reply[n + 4], reply[n + 5] =
-    kind == -1 and -1 or (worst == 0 and 1 or 0), fresh, refusing - 1, kind, wait
-  n = n + 5
+  reply[n + 1], reply[n + 2] = kind == -1 and -1 or (worst == 0 and 1 or 0), fresh
+  n = n + 2
+  if worst ~= 0 then
+    reply[n + 1], reply[n + 2], reply[n + 3] = refusing - 1, kind, wait
+    n = n + 3
+  end
   for i = 1, count do
     local s = asked[i]
     if worst == 0 then
@@ -135,4 +143,4 @@ for _, s in pairs(states) do
   -- A clock that went back is noted by a refusal too, or the window would stand still until the clock is where it was.
   if s and (s.dirty or s.turned_back) then store(s, held(s, id)) end
 end
-return reply
+return pack('<' .. ('d'):rep(n), spread(reply, 1, n))

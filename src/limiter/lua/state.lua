@@ -1,36 +1,8 @@
--- The state of one subject, as one string, and the law of its windows: the twin of crates/core/src/limit/window.rs.
--- Prepended to every script, so that all of them read the same form. FORM stands in the names of the keys too: another
--- version of the gateway never reads what it does not understand.
---
---   ring:    61 cells, by their number modulo 61: requests I3, tokens I6. That of the newest cell is in the head instead
---   head:    FORM c1 | newest cell I4 | last cell that something was put into I4 | requests I6 | tokens I7 | month I4 |
---            booked tokens I7 | booked nano-dollars I7 | has a quota I1 | newest cell: requests I3, tokens I6
---   holders: up to 42 replicas: id c8, session I4, expires (unix seconds; over: free) I4, requests in flight I4, held
---            tokens I7, held nano-dollars I7
---
--- That is 2 KB at the most, whatever the limit. A script costs mostly its calls and the strings it makes. So the ring is
--- touched only when a second has passed; within it, head and holders are all that is read and written. Numbers are
--- doubles in here: exact up to 2^53.
-local pack, unpack, call = struct.pack, struct.unpack, redis.call
-local FORM, HEAD, HEAD_SIZE = '1', '<c1I4I4I6I7I4I7I7I1I3I6', 50
-local CELLS, CELL, CELL_SIZE = 61, '<I3I6', 9
-local HOLDER, HOLDER_SIZE, MAX_HOLDERS = '<c8I4I4I4I7I7', 34, 42
-local RING_SIZE = CELLS * CELL_SIZE
--- As texts: Redis would write numbers out anew at every call.
-local HEAD_FROM, TO_END, TTL, QUOTA_TTL = '549', '-1', '180', '3456000'
-local HOLDERS_AT = HEAD_SIZE + 1
-local MOST, MOST_REQUESTS, MOST_TOKENS = 4e15, 16777215, 281474976710655
+-- What is done to a state, and the law of its windows: the twin of crates/core/src/limit/window.rs.
 
 -- Cells with nothing in them.
 local function nothing(bytes)
   return string.rep('\0', bytes)
-end
-
--- Milliseconds of Redis's clock; tests give their own.
-local function clock(given)
-  if given ~= '' then return tonumber(given) end
-  local time = call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
 -- The month of a unix time, counted from January of the year 0 (Howard Hinnant, "chrono-compatible low-level date
@@ -55,10 +27,10 @@ end
 local function load(key)
   local v = redis.pcall('GETRANGE', key, HEAD_FROM, TO_END)
   if v == '' and call('EXISTS', key) == 0 then return nil end
-  if type(v) ~= 'string' or #v < HEAD_SIZE or v:byte(1) ~= 49 then
+  if type(v) ~= 'string' or #v < HEAD_SIZE or v:sub(1, 1) ~= FORM then
     return nil, redis.error_reply('FOREIGN the key ' .. key .. ' holds something that is not a limit of tollgate')
   end
-  local _, newest, filled, rs, ts, month, bt, bn, quota, cr, ct = unpack(HEAD, v)
+  local _, newest, filled, month, bt, bn, quota, rs, ts, cr, ct = unpack(HEAD, v)
   -- All fields at once: a table that grows is made anew several times.
   return { key = key, v = v, ring = false, newest = newest, filled = filled, rs = rs, ts = ts, month = month, bt = bt,
            bn = bn, quota = quota, cr = cr, ct = ct, old = false, old_r = 0, old_t = 0, aged = false, turned_back = false,
@@ -177,7 +149,7 @@ local function head(s)
   if bn > MOST then bn = MOST end
   if cr > MOST_REQUESTS then cr = MOST_REQUESTS end
   if ct > MOST_TOKENS then ct = MOST_TOKENS end
-  return pack(HEAD, FORM, s.newest, s.filled, s.rs, ts, s.month, bt, bn, s.quota, cr, ct)
+  return pack(HEAD, FORM, s.newest, s.filled, s.month, bt, bn, s.quota, s.rs, ts, cr, ct)
 end
 
 -- Windows are over after a minute. What is booked of a quota stays for its month: losing it costs a query elsewhere.

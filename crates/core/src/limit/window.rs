@@ -12,7 +12,7 @@
 //! their overlap, as others use, admit more than the limit when load comes in bursts.
 //!
 //! A clock that jumps back does not empty the window: what is in it keeps its age relative to the newest cell, as if
-//! time had stood still. `limit.lua` is the same law for Redis, and both run the same tests.
+//! time had stood still. `state.lua` is the same law for Redis, and both run the same tests.
 
 /// Cells of the ring: the current second and the 60 before it.
 pub const CELLS: usize = 61;
