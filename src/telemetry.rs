@@ -142,6 +142,16 @@ impl Drop for LogGuard {
     }
 }
 
+/// The filter, without what libraries say that means nothing to a user: that a request failed says its access log line, and
+/// that another thread was just about to let go of a connection, so that a new one is made, is an error to Pingora.
+fn quiet(filter: &str) -> anyhow::Result<EnvFilter> {
+    const QUIET: [&str; 4] = ["pingora_core=warn", "pingora_core::connectors=off", "pingora_proxy=off", "sqlx=warn"];
+    let filter = EnvFilter::builder()
+        .parse(filter)
+        .map_err(|e| anyhow::anyhow!("[log] level: {filter:?} is not a log filter ({e}); use for example \"info\""))?;
+    Ok(QUIET.iter().filter_map(|d| d.parse().ok()).fold(filter, EnvFilter::add_directive))
+}
+
 /// Starts logging to standard error. Later calls change nothing: the first one of a process counts.
 ///
 /// `filter` is in `tracing`'s syntax: `info`, or `info,tollgate::proxy=debug`.
@@ -149,12 +159,7 @@ impl Drop for LogGuard {
 /// # Errors
 /// If `filter` cannot be parsed.
 pub fn start(format: LogFormat, filter: &str) -> anyhow::Result<LogGuard> {
-    let filter = EnvFilter::builder()
-        .parse(filter)
-        .map_err(|e| anyhow::anyhow!("[log] level: {filter:?} is not a log filter ({e}); use for example \"info\""))?;
-    let quiet = ["pingora_core=warn", "pingora_proxy=off", "sqlx=warn"];
-    let filter = quiet.iter().filter_map(|d| d.parse().ok()).fold(filter, EnvFilter::add_directive);
-    let registry = tracing_subscriber::registry().with(filter);
+    let registry = tracing_subscriber::registry().with(quiet(filter)?);
     let lines = Lines::default();
     let (writer, stderr) = (lines.clone(), lines.clone());
     let thread = std::thread::Builder::new().name("log".to_owned()).spawn(move || {
@@ -187,6 +192,20 @@ mod tests {
         assert!(others.iter().all(|piece| piece.ends_with(b"\n")));
         assert_eq!(others.iter().filter(|piece| piece.len() > PIECE).count(), 1, "the long line");
         assert!(others.iter().filter(|piece| piece.len() > PIECE / 2).count() >= 4);
+    }
+
+    #[test]
+    fn a_connection_that_was_not_free_yet_is_no_error_to_a_user() {
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let layer = fmt::layer().with_writer(move || writer.clone());
+        let registry = tracing_subscriber::registry().with(quiet("warn").unwrap()).with(layer);
+        tracing::subscriber::with_default(registry, || {
+            tracing::error!(target: "pingora_core::connectors", "failed to acquire reusable stream");
+            tracing::error!(target: "pingora_core::server", "of note");
+        });
+        let text = String::from_utf8(std::mem::take(&mut lines.waiting().bytes)).unwrap();
+        assert!(text.contains("of note") && !text.contains("reusable"), "{text}");
     }
 
     #[test]
