@@ -30,6 +30,15 @@ async fn the_work_is_shared_by_weight() {
     assert_eq!((a.received().len(), b.received().len()), (9, 3));
 }
 
+#[test]
+fn a_long_timeout_that_nobody_waits_for_any_longer_takes_no_memory() {
+    let upstream = Upstream::start(completion());
+    let _gateway = Gateway::builder().upstream("a", &upstream.base_url(), "").start();
+    let cheap = pingora_timeout::fast_timeout::fast_timeout_to_tokio_threshold().unwrap();
+    // Ten minutes are the default for the first byte.
+    assert!(cheap <= Duration::from_secs(90), "timeouts up to {cheap:?} stay until their time has come");
+}
+
 #[tokio::test]
 async fn another_upstream_takes_over_before_the_first_byte() {
     let faults = [
