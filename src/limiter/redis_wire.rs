@@ -1,7 +1,7 @@
 //! What goes over the wire to the scripts in Redis and comes back, as bytes and numbers.
 //!
-//! Numbers travel as packed doubles, one argument per subject: a script unpacks them in one call, where a dozen texts each
-//! would have to be sent, split and read. The forms are those that the heads of `lua/*.lua` describe.
+//! Numbers travel as packed doubles: a script unpacks them in one call, where a dozen texts for each subject would have to
+//! be sent, split and read. The forms are those that the heads of `lua/*.lua` describe.
 
 use redis::{Cmd, ErrorKind, RedisError, Value};
 use tollgate_core::limit::{

@@ -8,6 +8,8 @@ local now = clock(ARGV[1])
 local function alone()
   local pack, unpack, call, pcall, keys, steps, at = pack, unpack, call, redis.pcall, KEYS, ARGV[5], 1
   local HEAD_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE = HEAD_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE
+  -- Bytes of a correction, and of a subject of a request.
+  local CORRECTION, SUBJECT = 94, 82
   local cell = math.floor(now / 1000)
   -- Every state and our holder in it begin like this: they are compared, not read.
   local newest, mine = pack('<c1I4I4', FORM, cell, cell), pack('<c8I4I4', ARGV[2], ARGV[3], cell + ARGV[4])
@@ -19,13 +21,13 @@ local function alone()
       if corrections[key] then return end
       corrections[key] = at + 6
     end
-    at = at + 94
+    at = at + CORRECTION
     if at > #steps then return end
     subjects, first, count = unpack('<I2I2I2', steps, at)
   end
   local times, need_tokens, need_nano, least_tokens, least_nano, month
   times, need_tokens, need_nano, least_tokens, least_nano, month, at = unpack('<dddddd', steps, at + 2)
-  if at + 82 * subjects <= #steps then return end
+  if at + SUBJECT * subjects <= #steps then return end
 
   local older, reply, n = nil, { now, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 3
   local decoded, ended, from, back_r, back_t, begun, more, more_tokens, more_nano, _, b_tokens, b_nano, old_from, old_to
@@ -77,7 +79,7 @@ local function alone()
     if key <= subjects then
       local which, rpm, tpm, most_busy, m_tokens, m_nano = unpack('<I2ddddd', steps, at)
       if which ~= key then return end
-      at = at + 82
+      at = at + SUBJECT
       if rpm > 0 then
         rs, cr = rs + times, cr + times
         if rs > rpm then return end

@@ -25,8 +25,8 @@ const ALONE: &str = include_str!("../../../src/limiter/lua/alone.lua");
 const STATE: &str = include_str!("../../../src/limiter/lua/state.lua");
 const LIMITS: &str = include_str!("../../../src/limiter/lua/limits.lua");
 
-/// What a replica does: waits so many milliseconds (or the clock jumps back), and then asks for so many tokens at these subjects (bit by bit), or
-/// ends the oldest request in this way.
+/// What a replica does: waits so many milliseconds (or the clock jumps back), and then asks for so many tokens at these
+/// subjects (bit by bit), or ends the oldest request in this way.
 #[derive(Clone, Debug)]
 struct Move {
     is_other: bool,
