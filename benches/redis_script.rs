@@ -21,7 +21,7 @@ use anyhow::Context;
 use prometheus::IntGauge;
 use redis::Commands;
 use tollgate::limiter::{
-    redis::{Clock, Counted, Options, Redis, Reserved, Verdict},
+    redis::{Asked, Clock, Counted, Options, Redis, Reserved, Verdict},
     redis_wire::{Change, Known, key_of},
 };
 use tollgate_core::{
@@ -147,7 +147,7 @@ impl Case {
             let one = || {
                 let known = || vec![Known::default(); demands.len()];
                 let need = Need::from(Amount { tokens: 100, nano_usd: 100_000 });
-                limiter.admit(demands, need, Month(24_322), 0, known)
+                limiter.admit(Asked::alone(demands, need, Month(24_322)), 0, known)
             };
             for verdict in futures::future::join_all((0..*at_once).map(|_| one())).await {
                 let Ok(Verdict { decision: Ok(counted), .. }) = verdict else { anyhow::bail!("{verdict:?}") };

@@ -17,6 +17,7 @@ pub mod gate;
 pub mod lengths;
 pub mod memory;
 pub mod redis;
+mod redis_ask;
 mod redis_background;
 mod redis_batch;
 mod redis_link;
@@ -54,11 +55,11 @@ use tollgate_core::{
 };
 
 use self::{
-    ahead::Ahead,
+    ahead::{Ahead, NoneReady},
     books::Books,
     lengths::Lengths,
     memory::{Memory, Taken},
-    redis::{Clock, Gone, Options as RedisOptions, Redis, Reserved, Verdict, new_holder},
+    redis::{Asked, Clock, Gone, Options as RedisOptions, Redis, Reserved, Verdict, new_holder},
     redis_wire::{Change, Known},
 };
 pub use self::{redis_notices::Told, upkeep::Active};
@@ -181,13 +182,15 @@ impl Limiter {
             let at = Circumstances::alone(plan.now_ms, Share::WHOLE);
             return self.decide(plan, at, Reserved::default());
         };
-        if let Some(admission) = self.take_ahead(redis, &plan) {
-            return Ok(admission);
-        }
+        let may_join = match self.take_ahead(redis, &plan) {
+            Ok(admission) => return Ok(admission),
+            Err(NoneReady { is_ample }) => is_ample,
+        };
         self.wait_for_first_word().await;
         plan.now_ms = self.now_ms();
         let known = || plan.demands.iter().map(|demand| self.known(demand, &plan)).collect();
-        match redis.admit(&plan.demands, plan.need, plan.month, plan.now_ms, known).await {
+        let asked = Asked { demands: &plan.demands, times: 1, need: plan.need, month: plan.month, may_join };
+        match redis.admit(asked, plan.now_ms, known).await {
             Ok(verdict) => self.follow(redis, plan, verdict),
             Err(Gone) if self.0.refuses_without_redis => {
                 Err(Refused { denial: Denial::LimiterUnavailable, standing: Standing::default() })
@@ -319,7 +322,7 @@ impl Limiter {
                 demands
                     .iter()
                     .enumerate()
-                    .map(|(index, demand)| Change::undo(demand, reserved.cell(index), need, 1))
+                    .map(|(index, demand)| Change::undo(demand, reserved.cell(index), 1, need))
                     .collect()
             });
         })
@@ -423,7 +426,7 @@ impl Drop for Reservation {
         let act = || self.limiter.0.memory.undo(&self.demands, taken);
         self.limiter.change(self.reserved, act, || {
             let each = self.demands.iter().enumerate();
-            each.map(|(index, demand)| Change::undo(demand, self.reserved.cell(index), taken.need, 1)).collect()
+            each.map(|(index, demand)| Change::undo(demand, self.reserved.cell(index), 1, taken.need)).collect()
         });
     }
 }

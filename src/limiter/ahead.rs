@@ -8,6 +8,10 @@
 //! left of its second then is over too early rather than too late. The same holds for the cell of this process. A request that
 //! takes such an admission is counted in the second in which it is sent, as if it had asked itself.
 //!
+//! Requests that find nothing in stock while their limits leave ample room are asked for together, also with what is to be in
+//! stock: otherwise the few milliseconds at the beginning of each second, when there is none, would cost Redis more than all
+//! the rest of it.
+//!
 //! An admission that is not used is a [`Reservation`] that is dropped: that undoes it, here and in Redis. None outlives the
 //! link to Redis or the session it was made in.
 
@@ -50,6 +54,12 @@ struct Stock {
     is_fetching: bool,
     /// When it may be asked for more, on this process's clock.
     rests_until_ms: u64,
+}
+
+/// There is nothing in stock for a request: it asks Redis.
+pub(super) struct NoneReady {
+    /// Is there ample room, so that it may join others?
+    pub is_ample: bool,
 }
 
 /// An admission that waits for its request.
@@ -110,38 +120,45 @@ impl Stock {
         let taken = self.ready.front().filter(fits).is_some().then(|| self.ready.pop_front()).flatten();
         let wanted = self.pace.stock();
         let has = u32::try_from(self.ready.len()).unwrap_or(u32::MAX);
-        let may_ask = !self.is_fetching && self.standing.is_some() && plan.now_ms >= self.rests_until_ms;
+        let may_ask = !self.is_fetching && self.is_ample(plan.now_ms);
         let more = if may_ask && has < wanted.div_ceil(2) { wanted - has } else { 0 };
         self.is_fetching |= more > 0;
         (taken, more)
+    }
+
+    /// Do many come, for whom there was ample room when Redis was last asked?
+    fn is_ample(&self, now_ms: u64) -> bool {
+        self.standing.is_some() && now_ms >= self.rests_until_ms && self.pace.stock() > 0
     }
 }
 
 impl Limiter {
     /// An admission that was made ahead and fits, if there is one. Sees to it that there will be more.
-    pub(super) fn take_ahead(&self, redis: &Redis, plan: &Plan) -> Option<Admission> {
+    pub(super) fn take_ahead(&self, redis: &Redis, plan: &Plan) -> Result<Admission, NoneReady> {
+        let nothing = Err(NoneReady { is_ample: false });
         if !redis.is_linked() || !redis.has_clock() || self.is_learning(plan.now_ms) {
-            return None;
+            return nothing;
         }
         let (session, mut old) = (redis.session(), Vec::new());
-        let (taken, more, standing) = {
+        let (taken, more, is_ample, standing) = {
             let mut stocks = self.0.ahead.stocks();
             if !stocks.contains_key(&plan.demands) {
                 if stocks.len() >= MAX_CALLERS {
-                    return None;
+                    return nothing;
                 }
                 stocks.insert(Arc::clone(&plan.demands), Stock::default());
             }
-            let stock = stocks.get_mut(&plan.demands)?;
+            let Some(stock) = stocks.get_mut(&plan.demands) else { return nothing };
             let (taken, more) = stock.take(plan, session, &mut old);
-            (taken, more, stock.standing.unwrap_or_default())
+            (taken, more, stock.is_ample(plan.now_ms), stock.standing.unwrap_or_default())
         };
         drop(old); // each of them tells Redis
         if more > 0 {
             let (limiter, demands, month) = (self.clone(), Arc::clone(&plan.demands), plan.month);
             tokio::spawn(async move { limiter.fetch_ahead(demands, month, more).await });
         }
-        taken.map(|ready| Admission { reservation: ready.reservation, standing, need: plan.need })
+        let ready = taken.ok_or(NoneReady { is_ample })?;
+        Ok(Admission { reservation: ready.reservation, standing, need: plan.need })
     }
 
     /// Gives back what was not used, for ever.
@@ -181,8 +198,8 @@ impl Limiter {
         }
         let plan = Plan { demands: Arc::clone(demands), need: Need::from(need), month, now_ms: self.now_ms() };
         let known = || demands.iter().map(|demand| self.known(demand, &plan)).collect();
-        let asked = Asked { demands, times, need: plan.need, month };
-        let verdict = redis.admit_all(asked, plan.now_ms, known).await.ok()?;
+        let asked = Asked { demands, times, need: plan.need, month, may_join: true };
+        let verdict = redis.admit(asked, plan.now_ms, known).await.ok()?;
         let counted = verdict.decision.ok()?;
         let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
         let now_ms = self.now_ms();

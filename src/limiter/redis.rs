@@ -45,10 +45,11 @@ use tollgate_core::{
 };
 
 use super::{
+    redis_ask::{Answer, Ask, Asker},
     redis_batch::Batch,
     redis_link::{Answers, Connection, Link},
     redis_notices::Heard,
-    redis_queue::{Ask, Queue, Step},
+    redis_queue::{Queue, Step},
     redis_wire::{Caller, Change, Known},
 };
 
@@ -83,6 +84,8 @@ pub struct Redis {
     patience: Duration,
     /// Where the time of its connections begins.
     started: Instant,
+    /// When requests last went to Redis, in microseconds since then.
+    went_us: AtomicU64,
 }
 
 /// Where Redis is and how it is asked.
@@ -126,6 +129,17 @@ pub struct Asked<'a> {
     pub need: Need,
     /// Whose quota they count against.
     pub month: Month,
+    /// May others that are bound by the same be decided on with them? It costs Redis no more than one alone, but if the
+    /// limits have no room for all of them, they have waited in vain and ask again.
+    pub may_join: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// One request, on its own.
+    #[must_use]
+    pub fn alone(demands: &'a Arc<[Demand]>, need: Need, month: Month) -> Self {
+        Self { demands, times: 1, need, month, may_join: false }
+    }
 }
 
 /// Redis cannot be asked now.
@@ -133,7 +147,7 @@ pub struct Asked<'a> {
 pub struct Gone;
 
 /// What Redis decided.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Verdict {
     /// Is the request admitted?
     pub decision: Result<Counted, Refusal>,
@@ -180,6 +194,7 @@ impl Redis {
             degraded,
             patience,
             started: Instant::now(),
+            went_us: AtomicU64::new(0),
         }
     }
 
@@ -202,61 +217,58 @@ impl Redis {
         Share { rank: self.rank.load(Ordering::Relaxed), of, percent }
     }
 
-    /// Decides on a request at all subjects at once. `known` reads, subject by subject, what this replica knows of each;
-    /// it is called at the moment from which on corrections count as later.
+    /// Decides on requests at all subjects at once: all of them are admitted, or none. `known` reads, subject by subject,
+    /// what this replica knows of each; it is called at the moment from which on corrections count as later.
     ///
     /// # Errors
     /// [`Gone`], if Redis cannot be asked or does not answer in time.
     pub async fn admit(
         &self,
-        demands: &Arc<[Demand]>,
-        need: Need,
-        month: Month,
-        local_ms: u64,
-        known: impl FnOnce() -> Vec<Known>,
-    ) -> Result<Verdict, Gone> {
-        self.admit_all(Asked { demands, times: 1, need, month }, local_ms, known).await
-    }
-
-    /// Decides on as many alike: all of them are admitted, or none.
-    ///
-    /// # Errors
-    /// [`Gone`], if Redis cannot be asked or does not answer in time.
-    pub async fn admit_all(
-        &self,
         asked: Asked<'_>,
         local_ms: u64,
-        known: impl FnOnce() -> Vec<Known>,
+        known: impl Fn() -> Vec<Known>,
     ) -> Result<Verdict, Gone> {
-        let Asked { demands, times, need, month } = asked;
         let link = self.link.load_full().ok_or(Gone)?;
-        let (answer, mut verdict) = oneshot::channel();
-        {
-            let mut queue = self.queue();
-            let ask = Ask { demands: Arc::clone(demands), known: known(), times, need, month, answer };
-            queue.ask(ask);
-        }
-        match timeout(self.patience, self.served(&link, &mut verdict)).await {
+        let mut answer = self.ask(asked, asked.may_join, &known);
+        let decided = async {
+            loop {
+                match self.served(&link, &mut answer).await? {
+                    Answer::Verdict(verdict) => return Ok(verdict),
+                    Answer::TooManyTogether => answer = self.ask(asked, false, &known),
+                }
+            }
+        };
+        match timeout(self.patience, decided).await {
             Ok(verdict) => verdict,
             Err(_late) => {
                 // It may come at this very moment; after this, whoever sends it finds nobody.
-                verdict.close();
-                verdict.try_recv().map_err(|_| self.missed(&link, local_ms))
+                answer.close();
+                match answer.try_recv() {
+                    Ok(Answer::Verdict(verdict)) => Ok(verdict),
+                    _ => Err(self.missed(&link, local_ms)),
+                }
             }
         }
     }
 
+    fn ask(&self, asked: Asked<'_>, may_join: bool, known: impl Fn() -> Vec<Known>) -> oneshot::Receiver<Answer> {
+        let Asked { demands, times, need, month, .. } = asked;
+        let (answer, waiting) = oneshot::channel();
+        self.queue().ask(demands, month, Asker { times, need, answer }, may_join, known);
+        waiting
+    }
+
     /// Waits for a verdict, or for the turn to fetch it.
-    async fn served(&self, link: &Arc<Link>, verdict: &mut oneshot::Receiver<Verdict>) -> Result<Verdict, Gone> {
+    async fn served(&self, link: &Arc<Link>, answer: &mut oneshot::Receiver<Answer>) -> Result<Answer, Gone> {
         loop {
             tokio::select! {
                 biased;
-                verdict = &mut *verdict => return verdict.map_err(|_| Gone),
+                answer = &mut *answer => return answer.map_err(|_| Gone),
                 turn = Arc::clone(&self.turn).acquire_owned() => {
                     let turn = turn.map_err(|_| Gone)?;
                     // Others that are about to ask come along.
                     yield_now().await;
-                    let (steps, session) = { let mut queue = self.queue(); (queue.next(), queue.session()) };
+                    let (steps, session) = { let mut queue = self.queue(); (queue.next_asks(), queue.session()) };
                     let batch = Batch::new(steps, session, link.connection.is_cluster());
                     // Empty if another one has just taken everything along.
                     if !batch.is_empty() {
@@ -269,6 +281,8 @@ impl Redis {
 
     /// Sends a batch.
     fn send(&self, link: &Arc<Link>, batch: Batch, turn: OwnedSemaphorePermit) -> Sent {
+        let went_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        self.went_us.store(went_us, Ordering::Relaxed);
         let lane = link.lane(self.started);
         let caller = self.caller(batch.session);
         let connection = lane.as_deref().unwrap_or(&link.connection);
@@ -308,13 +322,20 @@ impl Redis {
         }
         undone.into_iter().for_each(|change| queue.tell(change));
         for (ask, verdict) in judged {
-            // Without a verdict the sender is dropped, which says as much.
+            // Without a verdict the senders are dropped, which says as much.
             let Some(verdict) = verdict else { continue };
-            let Ask { demands, times, need, answer, .. } = ask;
-            let Err(Verdict { decision: Ok(counted), .. }) = answer.send(verdict) else { continue };
-            // Nobody waited any longer: it was decided otherwise.
-            let undo = |(index, demand)| Change::undo(demand, counted.cells[index], need.amount, times);
-            demands.iter().enumerate().map(undo).for_each(|change| queue.tell(change));
+            let Ask { demands, askers, .. } = ask;
+            let are_too_many = askers.len() > 1 && verdict.decision.is_err();
+            for asker in askers {
+                let (times, amount) = (asker.times.into(), asker.amount());
+                let answer = if are_too_many { Answer::TooManyTogether } else { Answer::Verdict(verdict.clone()) };
+                let Err(Answer::Verdict(Verdict { decision: Ok(counted), .. })) = asker.answer.send(answer) else {
+                    continue;
+                };
+                // Nobody waited any longer: it was decided otherwise.
+                let undo = |(index, demand)| Change::undo(demand, counted.cells[index], times, amount);
+                demands.iter().enumerate().map(undo).for_each(|change| queue.tell(change));
+            }
         }
         if !queue.is_empty() {
             self.has_changes.notify_one();
@@ -325,6 +346,17 @@ impl Redis {
     /// The turn to go to Redis; nobody else asks it anything meanwhile that corrections must not overtake.
     pub(super) async fn turn(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.turn).acquire_owned().await.ok()
+    }
+
+    /// How much longer corrections may wait for requests to take them along, if the next go within `next` of the last;
+    /// `None`: nothing waits, too much does, or requests are too long in coming.
+    pub(super) fn may_be_carried(&self, next: Duration) -> Option<Duration> {
+        let waits = {
+            let queue = self.queue();
+            !queue.is_empty() && queue.is_short()
+        };
+        let since = self.started.elapsed().saturating_sub(Duration::from_micros(self.went_us.load(Ordering::Relaxed)));
+        next.checked_sub(since).filter(|rest| waits && !rest.is_zero())
     }
 
     /// Takes out what is to be sent next, and says whether that is all.

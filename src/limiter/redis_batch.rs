@@ -12,18 +12,19 @@ use tollgate_core::{
         Amount, Subject,
         policy::MAX_DEMANDS,
         standing::{Left, Standing},
-        state::{Demand, Kind, Refusal, Wait},
+        state::{Demand, Kind, Need, Refusal, Wait},
         window::{CELL_MS, CELLS},
     },
 };
 
 use super::{
     redis::{Counted, Verdict},
-    redis_queue::{Ask, Step},
+    redis_ask::Ask,
+    redis_queue::Step,
     redis_wire::{Caller, Change, doubles, float, key_of, put},
 };
 
-/// The verdict on one request: `None`: a state is not ours, so there is none.
+/// The verdict on requests that were asked for together: `None`: a state is not ours, so there is none.
 pub(super) type Judged = (Ask, Option<Verdict>);
 
 /// What goes to Redis together.
@@ -83,8 +84,7 @@ impl Tag {
 impl Batch {
     /// Puts the steps together.
     pub fn new(mut steps: Vec<Step>, session: u32, is_cluster: bool) -> Self {
-        // Whoever waited no longer is decided otherwise.
-        steps.retain(|step| !matches!(step, Step::Ask(ask) if ask.answer.is_closed()));
+        steps.retain_mut(|step| if let Step::Ask(ask) = step { ask.is_awaited() } else { true });
         let mut batch = Self { asks: Vec::new(), calls: Vec::new(), session };
         batch.place_first(&steps, is_cluster);
         for step in steps {
@@ -212,12 +212,10 @@ impl Call {
         self.last = None;
         let count = u16::try_from(indexes.len()).unwrap_or(u16::MAX);
         self.steps.extend_from_slice(&count.to_le_bytes());
-        let (amount, least) = (ask.need.amount, ask.need.least);
-        let month = f64::from(ask.month.0);
-        let amounts = [amount.tokens, amount.nano_usd, least.tokens, least.nano_usd];
-        put(&mut self.steps, &[f64::from(ask.times)]);
-        put(&mut self.steps, &amounts.map(|n| float(n.saturating_mul(ask.times.into()))));
-        put(&mut self.steps, &[month]);
+        let Need { amount, least, .. } = ask.need();
+        let numbers = [ask.times(), amount.tokens, amount.nano_usd, least.tokens, least.nano_usd];
+        put(&mut self.steps, &numbers.map(float));
+        put(&mut self.steps, &[f64::from(ask.month.0)]);
         for &index in &indexes {
             let (Demand { subject, caps }, known) = (&ask.demands[index], &ask.known[index]);
             let place = self.place(subject);
@@ -322,8 +320,8 @@ impl Pending {
             self.verdict.decision = Ok(self.counted);
             return (Some(self.verdict), Vec::new());
         }
-        let undo =
-            |&index: &usize| Change::undo(&ask.demands[index], self.counted.cells[index], ask.need.amount, ask.times);
+        let (times, amount) = (ask.times(), ask.need().amount);
+        let undo = |&index: &usize| Change::undo(&ask.demands[index], self.counted.cells[index], times, amount);
         let undone = self.admitted.iter().map(undo).collect();
         let verdict = self.refusal.filter(|_| !self.is_foreign).map(|refusal| {
             self.verdict.decision = Err(refusal);

@@ -145,13 +145,11 @@ impl Change {
         Self { begun, more, ..Self::of(demand.subject.clone()) }
     }
 
-    /// So many admissions with this need each, undone as if they had never been.
+    /// So many admissions that reserved so much together, undone as if they had never been.
     #[must_use]
-    pub fn undo(demand: &Demand, cell: u64, need: Amount, times: u32) -> Self {
-        let requests = u64::from(times);
-        let need = need.times(requests);
-        let release = if demand.caps.has_quota() { need } else { Amount::default() };
-        Self { ended: requests, cell, requests, tokens: need.tokens, release, ..Self::of(demand.subject.clone()) }
+    pub fn undo(demand: &Demand, cell: u64, requests: u64, amount: Amount) -> Self {
+        let release = if demand.caps.has_quota() { amount } else { Amount::default() };
+        Self { ended: requests, cell, requests, tokens: amount.tokens, release, ..Self::of(demand.subject.clone()) }
     }
 
     /// What a settlement changes in Redis; `None`: nothing.

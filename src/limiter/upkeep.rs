@@ -32,6 +32,8 @@ const LEARNING_MS: u64 = 65_000;
 const MAX_COPIES: usize = 4_096;
 /// How long corrections wait for an admission to ride along with.
 const CARRY: Duration = Duration::from_millis(2);
+/// How long they wait for the next admission after the last one, where many come: a call of their own costs Redis as much.
+const NEXT: Duration = Duration::from_millis(10);
 
 /// What Redis has booked of each subject with a quota, by the last look.
 pub type Seen = HashMap<Subject, (Month, Amount)>;
@@ -192,6 +194,9 @@ async fn keep_carrying(redis: &Redis) {
     loop {
         redis.has_changes().await;
         sleep(CARRY).await;
+        while let Some(rest) = redis.may_be_carried(NEXT) {
+            sleep(rest).await;
+        }
         redis.flush().await;
     }
 }

@@ -3,6 +3,8 @@
 -- then it has written nothing, and returns nil.
 --
 -- What takes the long way its time are tables, functions and names; here a subject is a handful of local variables.
+--
+-- Who holds what is known also of subjects where nobody asks for it (sync.lua): there it is corrected, and not renewed.
 local now = clock(ARGV[1])
 
 local function alone()
@@ -10,9 +12,10 @@ local function alone()
   local HEAD_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE = HEAD_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE
   -- Bytes of a correction, and of a subject of a request.
   local CORRECTION, SUBJECT = 94, 82
+  local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
   local cell = math.floor(now / 1000)
   -- Every state and our holder in it begin like this: they are compared, not read.
-  local newest, mine = pack('<c1I4I4', FORM, cell, cell), pack('<c8I4I4', ARGV[2], ARGV[3], cell + ARGV[4])
+  local newest, mine, renewed = pack('<c1I4I4', FORM, cell, cell), pack('<c8I4', ARGV[2], ARGV[3]), cell + ARGV[4]
 
   local corrections, pieces = { nil, nil, nil, nil, nil, nil, nil, nil }, { nil, nil, nil, nil, nil, nil, nil, nil }
   local subjects, first, count = unpack('<I2I2I2', steps)
@@ -35,15 +38,16 @@ local function alone()
     local v = pcall('GETRANGE', keys[key], HEAD_FROM, TO_END)
     local size, place = #v, HOLDERS_AT
     if size < HEAD_SIZE or (size - HEAD_SIZE) % HOLDER_SIZE ~= 0 then return end
-    if size == HEAD_SIZE then v, place = v .. mine .. '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0', nil end
-    local seen, s_month, bt, bn, quota, rs, ts, cr, ct, holder, busy, tokens, nano =
-      unpack('<c9I4I7I7I1I6I7I3I6c16I4I7I7', v)
+    if size == HEAD_SIZE then v, place = v .. NOBODY, nil end
+    local seen, s_month, bt, bn, quota, rs, ts, cr, ct, holder, expires, busy, tokens, nano =
+      unpack('<c9I4I7I7I1I6I7I3I6c12I4I4I7I7', v)
     if seen ~= newest then return end
-    if holder ~= mine then
+    if place and holder ~= mine then
       place = v:find(mine, HOLDERS_AT + HOLDER_SIZE, true)
       if not place or (place - HOLDERS_AT) % HOLDER_SIZE ~= 0 then return end
-      busy, tokens, nano = unpack('<I4I7I7', v, place + 16)
+      expires, busy, tokens, nano = unpack('<I4I4I7I7', v, place + 12)
     end
+    if place and expires <= cell then return end
 
     local correction = corrections[key]
     if correction then
@@ -72,7 +76,9 @@ local function alone()
       rs, cr, ts, ct = rs + begun, cr + begun, ts + more, ct + more
       if place then
         busy, tokens, nano = busy - ended, tokens + more_tokens, nano + more_nano
-        if busy < 0 or tokens < 0 or nano < 0 then return end
+        if busy < 0 then busy = 0 end
+        if tokens < 0 then tokens = 0 end
+        if nano < 0 then nano = 0 end
       end
     end
 
@@ -90,12 +96,12 @@ local function alone()
       end
       if most_busy > 0 or m_tokens > 0 or m_nano > 0 then
         if not place then return end
-        busy = busy + times
+        busy, expires = busy + times, renewed
         local all_busy, all_tokens, all_nano = busy, bt + tokens + least_tokens, bn + nano + least_nano
         if size > HEAD_SIZE + HOLDER_SIZE then
           for other = HOLDERS_AT, size, HOLDER_SIZE do
-            local expires, o_busy, o_tokens, o_nano = unpack('<I4I4I7I7', v, other + 12)
-            if expires > cell and other ~= place then
+            local o_expires, o_busy, o_tokens, o_nano = unpack('<I4I4I7I7', v, other + 12)
+            if o_expires > cell and other ~= place then
               all_busy, all_tokens, all_nano = all_busy + o_busy, all_tokens + o_tokens, all_nano + o_nano
             end
           end
@@ -113,11 +119,11 @@ local function alone()
 
     if rs > MOST_REQUESTS or ts + tokens + nano > MOST_TOKENS then return end
     if place == HOLDERS_AT then
-      pieces[key] = pack('<I6I7I3I6c16I4I7I7', rs, ts, cr, ct, mine, busy, tokens, nano)
+      pieces[key] = pack('<I6I7I3I6c12I4I4I7I7', rs, ts, cr, ct, mine, expires, busy, tokens, nano)
     else
       pieces[key] = pack('<I6I7I3I6', rs, ts, cr, ct)
       if place then
-        pieces[key] = pieces[key] .. v:sub(HOLDERS_AT, place + 15) .. pack('<I4I7I7', busy, tokens, nano)
+        pieces[key] = pieces[key] .. v:sub(HOLDERS_AT, place + 11) .. pack('<I4I4I7I7', expires, busy, tokens, nano)
       end
     end
   end

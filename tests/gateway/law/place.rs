@@ -17,7 +17,7 @@ use proptest::{
 };
 use tollgate::limiter::{
     memory::{Memory, Taken},
-    redis::{Clock, Options, Redis, Reserved},
+    redis::{Asked, Clock, Options, Redis, Reserved},
     redis_wire::{Change, Known},
 };
 use tollgate_core::{
@@ -205,7 +205,7 @@ impl Place for Replica {
     fn admit(&self, demands: &[Demand], need: Need) -> (Result<Held, Refusal>, Standing) {
         let known = || demands.iter().map(|demand| self.known(demand)).collect();
         let demands: Arc<[Demand]> = Arc::from(demands);
-        let asked = self.redis.admit(&demands, need, month(self.now()), self.now(), known);
+        let asked = self.redis.admit(Asked::alone(&demands, need, month(self.now())), self.now(), known);
         let verdict = self.runtime.block_on(asked).expect("Redis answers");
         let held = verdict.decision.map(|counted| Held {
             demands: demands.to_vec(),

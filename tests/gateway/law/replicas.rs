@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use tollgate::limiter::{
-    redis::Reserved,
+    redis::{Asked, Reserved},
     redis_wire::{Change, Known, key_of},
 };
 use tollgate_core::{
@@ -118,7 +118,7 @@ fn a_redis_that_forgot_is_told_from_a_subject_that_is_new() {
     let forgot = |demands: &[Demand]| {
         let known = || demands.iter().map(|demand| replica.known(demand)).collect();
         let all = Arc::from(demands);
-        let asked = replica.redis.admit(&all, Need::default(), month(NOW), NOW, known);
+        let asked = replica.redis.admit(Asked::alone(&all, Need::default(), month(NOW)), NOW, known);
         let verdict = replica.runtime.block_on(asked).unwrap();
         replica.memory.record(demands, Amount::default(), NOW);
         verdict.has_forgotten
@@ -155,7 +155,7 @@ fn a_replica_whose_clock_is_ahead_gives_no_quota_anew() {
     let alone = Arc::from([someone.clone()]);
     let ask = |month: Month| {
         let known = || vec![Known { booked: one.books.of(month, &someone.subject), ..Known::default() }];
-        let asked = one.redis.admit(&alone, amount(1).into(), month, one.now(), known);
+        let asked = one.redis.admit(Asked::alone(&alone, amount(1).into(), month), one.now(), known);
         one.runtime.block_on(asked).unwrap().decision
     };
     assert!(ask(month(midnight)).is_err(), "Redis is still in the old month");
@@ -172,7 +172,7 @@ fn a_redis_whose_clock_is_behind_holds_the_quota_of_the_new_month() {
     let alone = Arc::from([someone(quota(100))]);
     let ask = |booked: u64| {
         let known = || vec![Known { booked: amount(booked), ..Known::default() }];
-        let asked = one.redis.admit(&alone, amount(10).into(), next, one.now(), known);
+        let asked = one.redis.admit(Asked::alone(&alone, amount(10).into(), next), one.now(), known);
         one.runtime.block_on(asked).unwrap().decision
     };
     assert!(ask(0).is_ok());
@@ -193,17 +193,17 @@ fn requests_that_go_together_are_decided_one_by_one() {
         ];
         let of = |both: bool| if both { &demands[..] } else { &demands[..1] };
         let alone: Vec<_> = wants.iter().map(|(want, both)| process.admit(of(*both), amount(*want).into())).collect();
-        let together =
-            futures::future::join_all(
-                wants.iter().map(|(want, both)| {
-                    let known = || of(*both).iter().map(|demand| replica.known(demand)).collect();
-                    let all = Arc::from(of(*both));
-                    let redis = &replica.redis;
-                    async move {
-                        redis.admit(&all, amount(*want).into(), month(NOW), NOW, known).await.expect("Redis answers")
-                    }
-                }),
-            );
+        let together = futures::future::join_all(wants.iter().map(|(want, both)| {
+            let known = || of(*both).iter().map(|demand| replica.known(demand)).collect();
+            let all = Arc::from(of(*both));
+            let redis = &replica.redis;
+            async move {
+                redis
+                    .admit(Asked::alone(&all, amount(*want).into(), month(NOW)), NOW, known)
+                    .await
+                    .expect("Redis answers")
+            }
+        }));
         let together = replica.runtime.block_on(together);
         for ((decision, standing), verdict) in alone.iter().zip(together) {
             prop_assert_eq!(decision.as_ref().err(), verdict.decision.as_ref().err());
@@ -211,6 +211,50 @@ fn requests_that_go_together_are_decided_one_by_one() {
                 |standing: &Standing| [standing.requests, standing.tokens].map(|left| left.map(|left| left.remaining));
             prop_assert_eq!(remaining(standing), remaining(&verdict.standing));
         }
+        Ok(())
+    });
+}
+
+/// Those that are bound by the same limits may be decided on together, but nobody is worse or better off for it.
+#[test]
+fn requests_that_may_join_are_decided_on_as_if_they_came_one_after_the_other() {
+    let server = Server::start();
+    let wants = prop::collection::vec((0_u64..40, 0_u64..40), 2..250);
+    for_each_input(24, &(any_caps(), any_caps(), wants, any::<bool>()), |(first, second, wants, is_ample)| {
+        let () = server.command(&["FLUSHALL"]);
+        let (replica, process) = (Replica::new(&server, b'a'), Process::new());
+        let ample = |caps: &Caps| Caps { rpm: 1_000, tpm: 100_000, concurrency: 1_000, ..*caps };
+        let caps = |caps: &Caps| if *is_ample { ample(caps) } else { *caps };
+        let demands: Arc<[Demand]> = Arc::from([
+            Demand { subject: Subject::User(UserId(1)), caps: caps(first) },
+            Demand { subject: Subject::Key(UserId(1), KeyId(1)), caps: caps(second) },
+        ]);
+        let needs = wants.iter().map(|(want, least)| Need {
+            amount: amount(*want),
+            least: amount(*want.min(least)),
+            prompt_tokens: 0,
+        });
+        let alone: Vec<_> = needs.clone().map(|need| process.admit(&demands, need).0.is_ok()).collect();
+        let () = server.command(&["CONFIG", "RESETSTAT"]);
+        let together = futures::future::join_all(needs.map(|need| {
+            let known = || demands.iter().map(|demand| replica.known(demand)).collect();
+            let (redis, asked) = (&replica.redis, Asked::alone(&demands, need, month(NOW)));
+            async move { redis.admit(Asked { may_join: true, ..asked }, NOW, known).await.expect("Redis answers") }
+        }));
+        let together = replica.runtime.block_on(together);
+        let admitted: Vec<_> = together.iter().map(|verdict| verdict.decision.is_ok()).collect();
+        prop_assert_eq!(&alone, &admitted);
+        if alone.iter().all(|is_admitted| *is_admitted) {
+            let stats: String = server.command(&["INFO", "commandstats"]);
+            prop_assert!(stats.contains("cmdstat_evalsha:calls=1,"), "one call for all of them: {}", stats);
+        }
+        // What either of them counted is the same too.
+        let probe = [demands[0].clone()];
+        let left = |place: &dyn Place| {
+            let (_, Standing { requests, tokens }) = place.admit(&probe, amount(0).into());
+            [requests, tokens].map(|left| left.map(|left| left.remaining))
+        };
+        prop_assert_eq!(left(&process), left(&replica));
         Ok(())
     });
 }
@@ -228,7 +272,8 @@ fn what_is_given_back_between_two_requests_is_free_for_the_second() {
             replica.memory.settle(&held.demands, held.taken, 0, Amount::default(), NOW);
             vec![Change { ended: 1, ..Change::of(one.subject.clone()) }]
         });
-        let asked = replica.redis.admit(&demands, Need::default(), month(NOW), NOW, || vec![replica.known(&one)]);
+        let asked =
+            replica.redis.admit(Asked::alone(&demands, Need::default(), month(NOW)), NOW, || vec![replica.known(&one)]);
         let counted = replica.runtime.block_on(asked).unwrap().decision.expect("the place is free again");
         held = Held {
             demands: demands.to_vec(),

@@ -14,7 +14,7 @@ use redis::{Connection, Value};
 use tollgate::limiter::redis_wire::Change;
 use tollgate_core::{
     id::{KeyId, UserId},
-    limit::{Amount, Caps, Subject, state::Demand},
+    limit::{Amount, Caps, MAX_LIMIT, Subject, state::Demand},
 };
 
 use super::place::{Held, NOW, Place, Replica, any_caps, for_each_input, month};
@@ -24,13 +24,15 @@ const FORM: &str = include_str!("../../../src/limiter/lua/form.lua");
 const ALONE: &str = include_str!("../../../src/limiter/lua/alone.lua");
 const STATE: &str = include_str!("../../../src/limiter/lua/state.lua");
 const LIMITS: &str = include_str!("../../../src/limiter/lua/limits.lua");
+const SYNC: &str = include_str!("../../../src/limiter/lua/sync.lua");
 
 /// What a replica does: waits so many milliseconds (or the clock jumps back), and then asks for so many tokens at these
-/// subjects (bit by bit), or ends the oldest request in this way.
+/// subjects (bit by bit), or ends the oldest request in this way, or says what it holds.
 #[derive(Clone, Debug)]
 struct Move {
     is_other: bool,
     is_changed: bool,
+    is_sync: bool,
     wait: i64,
     tokens: u64,
     subjects: usize,
@@ -53,14 +55,16 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     let one = (
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.2),
+        prop::bool::weighted(0.1),
         wait,
         0_u64..300,
         subjects,
         prop::option::weighted(0.4, end),
     );
-    let one = one.prop_map(|(is_other, is_changed, wait, tokens, subjects, end)| Move {
+    let one = one.prop_map(|(is_other, is_changed, is_sync, wait, tokens, subjects, end)| Move {
         is_other,
         is_changed,
+        is_sync,
         wait,
         tokens,
         subjects,
@@ -86,7 +90,7 @@ fn the_short_way_says_and_leaves_what_the_long_way_does() {
     let (asked, long, short) = (Server::start(), Server::start(), Server::start());
     let one = Replica::new(&asked, b'a');
     let other = Replica::beside(&asked, b'b', &one.time, &one.books);
-    let script: String = asked.command(&["SCRIPT", "LOAD", &[FORM, ALONE, STATE, LIMITS].join("\n")]);
+    let scripts = scripts(&asked);
     let scene = Mutex::new((Ear::new(&asked), Theatre::new(&long, &short)));
     for_each_input(96, &(prop::array::uniform2(prop::array::uniform4(roomy())), moves()), |(caps, moves)| {
         let () = asked.command(&["FLUSHALL"]);
@@ -94,11 +98,31 @@ fn the_short_way_says_and_leaves_what_the_long_way_does() {
         act(&one, &other, caps, moves);
         let (ear, theatre) = &mut *scene.lock().unwrap();
         theatre.clear();
-        ear.calls(&asked, &script).iter().for_each(|call| theatre.play(call));
+        ear.calls(&asked, &scripts).iter().for_each(|call| theatre.play(call));
         Ok(())
     });
     let (_, Theatre { calls, shortened, .. }) = scene.into_inner().unwrap();
     assert!(shortened * 10 > calls, "only {shortened} of {calls} calls went the short way");
+}
+
+/// As it is in production: only the key has a quota, what is held is said of all, and requests end as others begin.
+#[test]
+fn where_many_come_nearly_all_go_the_short_way() {
+    let (asked, long, short) = (Server::start(), Server::start(), Server::start());
+    let one = Replica::new(&asked, b'a');
+    let scripts = scripts(&asked);
+    let (mut ear, mut theatre) = (Ear::new(&asked), Theatre::new(&long, &short));
+    let windows = Caps { rpm: 100_000, tpm: 10_000_000, ..Caps::default() };
+    let quota = Caps { concurrency: 1_000, monthly_tokens: MAX_LIMIT, ..windows };
+    let caps = [Caps { rpm: 100_000, ..Caps::default() }, windows, quota, windows];
+    let ask =
+        |wait, is_sync| Move { is_other: false, is_changed: false, is_sync, wait, tokens: 50, subjects: 15, end: None };
+    let end = || Move { tokens: 10, end: Some(End::Settle), ..ask(0, false) };
+    let moves = (0..400).flat_map(|n| [ask(5, n % 100 == 50), ask(0, false), end()]);
+    act(&one, &one, &[caps; 2], &moves.collect::<Vec<_>>());
+    ear.calls(&asked, &scripts).iter().for_each(|call| theatre.play(call));
+    let Theatre { calls, shortened, .. } = theatre;
+    assert!(shortened * 100 > calls * 95, "only {shortened} of {calls} calls went the short way");
 }
 
 /// Nothing is flushed here: corrections come along with requests, as they do where many come.
@@ -112,10 +136,14 @@ fn act(one: &Replica, other: &Replica, caps: &[[Caps; 4]; 2], moves: &[Move]) {
         Subject::KeyModel(user, key, "m".into()),
     ];
     let mut open: [Vec<Held>; 2] = [Vec::new(), Vec::new()];
-    for Move { is_other, is_changed, wait, tokens, subjects: which, end } in moves {
+    for Move { is_other, is_changed, is_sync, wait, tokens, subjects: which, end } in moves {
         let caps = &caps[usize::from(*is_changed)];
         one.set(one.now().saturating_add_signed(*wait));
         let replica = if *is_other { other } else { one };
+        if *is_sync {
+            subjects.iter().for_each(|subject| replica.sync(subject));
+            continue;
+        }
         let open = &mut open[usize::from(*is_other)];
         if let (Some(end), false) = (end, open.is_empty()) {
             finish(replica, open.remove(0), *end, *tokens);
@@ -140,7 +168,7 @@ fn finish(replica: &Replica, held: Held, end: End, used: u64) {
         match end {
             End::Undo => {
                 replica.memory.undo(&demands, taken);
-                changes.map(|(index, demand)| Change::undo(demand, cell(index), need, 1)).collect()
+                changes.map(|(index, demand)| Change::undo(demand, cell(index), 1, need)).collect()
             }
             End::Settle | End::SettleAndBook => {
                 replica.memory.settle(&demands, taken, used.tokens, used, replica.now());
@@ -154,6 +182,19 @@ fn finish(replica: &Replica, held: Held, end: End, used: u64) {
             }
         }
     });
+}
+
+/// A call of the script of limits (0), or of the one that says what a replica holds (1).
+struct Call {
+    script: usize,
+    /// The number of keys, the keys, the other arguments.
+    words: Vec<Vec<u8>>,
+}
+
+/// The scripts of [`Call`], as a replica calls them.
+fn scripts(server: &Server) -> [String; 2] {
+    [&[FORM, ALONE, STATE, LIMITS][..], &[FORM, STATE, SYNC]]
+        .map(|parts| server.command(&["SCRIPT", "LOAD", &parts.join("\n")]))
 }
 
 /// Hears what is asked of a Redis.
@@ -174,8 +215,8 @@ impl Ear {
         line.trim_end().to_owned()
     }
 
-    /// The calls of `script` since the last time, without the command and the script.
-    fn calls(&mut self, server: &Server, script: &str) -> Vec<Vec<Vec<u8>>> {
+    /// The calls of `scripts` since the last time.
+    fn calls(&mut self, server: &Server, scripts: &[String; 2]) -> Vec<Call> {
         const END: &str = "that is all";
         let () = server.command(&["ECHO", END]);
         let mut calls = Vec::new();
@@ -183,8 +224,9 @@ impl Ear {
             let words = words(&self.line());
             match &words[..] {
                 [echo, end] if echo == b"ECHO" && end == END.as_bytes() => return calls,
-                [call, which, arguments @ ..] if call == b"EVALSHA" && which == script.as_bytes() => {
-                    calls.push(arguments.to_vec());
+                [call, which, arguments @ ..] if call == b"EVALSHA" => {
+                    let of = |script: &String| script.as_bytes() == which;
+                    calls.extend(scripts.iter().position(of).map(|script| Call { script, words: arguments.to_vec() }));
                 }
                 _ => {}
             }
@@ -222,8 +264,10 @@ fn words(line: &str) -> Vec<Vec<u8>> {
 struct Theatre {
     long: Connection,
     short: Connection,
-    /// The script without its short way, and the short way alone.
+    /// Those of [`Call`], the first of them without its short way.
     scripts: [String; 2],
+    /// The short way alone.
+    alone: String,
     calls: usize,
     shortened: usize,
 }
@@ -236,9 +280,13 @@ impl Theatre {
             redis::cmd("SCRIPT").arg("LOAD").arg(parts.join("\n")).query(at).unwrap()
         };
         let whole = [FORM, "local now = clock(ARGV[1])", STATE, LIMITS];
-        let scripts = [load(&whole, &mut long), load(&[FORM, ALONE], &mut short)];
-        assert_eq!(load(&whole, &mut short), scripts[0]);
-        Self { long, short, scripts, calls: 0, shortened: 0 }
+        let alone = load(&[FORM, ALONE], &mut short);
+        let scripts = [&whole[..], &[FORM, STATE, SYNC]].map(|parts| {
+            let script = load(parts, &mut long);
+            assert_eq!(load(parts, &mut short), script);
+            script
+        });
+        Self { long, short, scripts, alone, calls: 0, shortened: 0 }
     }
 
     fn clear(&mut self) {
@@ -247,24 +295,23 @@ impl Theatre {
         }
     }
 
-    /// `call`: the number of keys, the keys, the other arguments.
-    fn play(&mut self, call: &[Vec<u8>]) {
-        let [whole, short] = &self.scripts;
+    fn play(&mut self, call: &Call) {
+        let (script, words) = (&self.scripts[call.script], &call.words);
         let run = |script: &str, at: &mut Connection| -> Value {
-            redis::cmd("EVALSHA").arg(script).arg(call).query(at).unwrap()
+            redis::cmd("EVALSHA").arg(script).arg(words).query(at).unwrap()
         };
-        let expected = run(whole, &mut self.long);
-        let shortened = run(short, &mut self.short);
-        self.calls += 1;
+        let expected = run(script, &mut self.long);
+        let shortened = if call.script == 0 { run(&self.alone, &mut self.short) } else { Value::Nil };
+        self.calls += usize::from(call.script == 0);
         let said = if shortened == Value::Nil {
-            run(whole, &mut self.short)
+            run(script, &mut self.short)
         } else {
             self.shortened += 1;
             shortened
         };
         assert_eq!(said, expected);
-        let keys: usize = String::from_utf8_lossy(&call[0]).parse().unwrap();
-        for key in &call[1..=keys] {
+        let keys: usize = String::from_utf8_lossy(&words[0]).parse().unwrap();
+        for key in &words[1..=keys] {
             let state = |at: &mut Connection| -> (Vec<u8>, i64) { redis::pipe().get(key).ttl(key).query(at).unwrap() };
             let (left, expected) = (state(&mut self.short), state(&mut self.long));
             assert_eq!(left.0, expected.0, "the state at {}", String::from_utf8_lossy(key));

@@ -1,0 +1,108 @@
+//! Requests that wait for Redis's verdict.
+//!
+//! Requests that are bound by the same limits may be asked for together: they are admitted together or not at all, for
+//! what one of them costs in Redis. If they are not, each asks again alone. So that is for those whose limits leave ample
+//! room ([`ahead`](super::ahead)).
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tollgate_core::limit::{
+    Amount, Month,
+    state::{Demand, Need},
+};
+
+use super::{redis::Verdict, redis_wire::Known};
+
+/// Requests that are decided on together.
+#[derive(Debug)]
+pub(super) struct Ask {
+    /// What binds each of them.
+    pub demands: Arc<[Demand]>,
+    /// What this replica knew of each subject when the first of them asked.
+    pub known: Vec<Known>,
+    /// Whose quota they count against.
+    pub month: Month,
+    /// Who they are.
+    pub askers: Vec<Asker>,
+}
+
+/// A request, or several alike, and where their verdict is waited for.
+#[derive(Debug)]
+pub(super) struct Asker {
+    /// How many requests.
+    pub times: u32,
+    /// What is to be reserved for each.
+    pub need: Need,
+    /// Where the answer is waited for.
+    pub answer: oneshot::Sender<Answer>,
+}
+
+/// What somebody who asked hears.
+#[derive(Debug)]
+pub(super) enum Answer {
+    /// What Redis decided.
+    Verdict(Verdict),
+    /// Together with others it was too much; Redis has counted none of them.
+    TooManyTogether,
+}
+
+impl Asker {
+    /// What all of its requests reserve.
+    pub fn amount(&self) -> Amount {
+        self.need.amount.times(self.times.into())
+    }
+}
+
+impl Ask {
+    /// How many requests they are.
+    pub fn times(&self) -> u64 {
+        self.askers.iter().map(|asker| u64::from(asker.times)).sum()
+    }
+
+    /// What all of them want together: as much as if they came one after the other.
+    pub fn need(&self) -> Need {
+        self.askers.iter().fold(Need::default(), |sum, asker| {
+            let least = sum.amount.plus(asker.need.least.times(asker.times.into()));
+            Need {
+                amount: sum.amount.plus(asker.amount()),
+                least: sum.least.max(least),
+                prompt_tokens: sum.prompt_tokens.saturating_add(asker.need.prompt_tokens),
+            }
+        })
+    }
+
+    /// Does anybody still wait for the verdict? Whoever does not is decided otherwise, and leaves.
+    pub fn is_awaited(&mut self) -> bool {
+        self.askers.retain(|asker| !asker.answer.is_closed());
+        !self.askers.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn amount(tokens: u64) -> Amount {
+        Amount { tokens, nano_usd: 2 * tokens }
+    }
+
+    #[test]
+    fn together_they_want_what_they_would_want_one_after_the_other() {
+        let asker = |times, tokens, least| {
+            let need = Need { amount: amount(tokens), least: amount(least), prompt_tokens: 1 };
+            let (answer, waiting) = oneshot::channel();
+            (Asker { times, need, answer }, waiting)
+        };
+        // A guess of 100 that 10 suffice for, one of 5, and two of 20: what must be left is most for the last.
+        let (askers, mut waiting): (Vec<_>, Vec<_>) =
+            [asker(1, 100, 10), asker(1, 5, 5), asker(2, 20, 1)].into_iter().unzip();
+        let mut ask = Ask { demands: Arc::from([]), known: Vec::new(), month: Month(1), askers };
+        assert_eq!((ask.times(), ask.need().amount, ask.need().least), (4, amount(145), amount(107)));
+        waiting.remove(0);
+        assert!(ask.is_awaited());
+        assert_eq!((ask.times(), ask.need().amount, ask.need().least), (3, amount(45), amount(7)));
+        waiting.clear();
+        assert!(!ask.is_awaited());
+    }
+}
