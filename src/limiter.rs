@@ -24,6 +24,7 @@ mod redis_link;
 mod redis_notices;
 mod redis_queue;
 pub mod redis_wire;
+mod reservation;
 mod upkeep;
 
 use std::{
@@ -43,7 +44,7 @@ use tollgate_core::{
     limit::{
         Amount, Month, Subject,
         estimate::{self, tightest_tpm},
-        hold::{Classes, Hold, Holder},
+        hold::{Hold, Holder},
         policy::{MAX_DEMANDS, Policy},
         standing::Standing,
         state::{Circumstances, Demand, Need, Refusal, Share},
@@ -62,7 +63,7 @@ use self::{
     redis::{Asked, Clock, Gone, Options as RedisOptions, Redis, Reserved, Verdict, new_holder},
     redis_wire::{Change, Known},
 };
-pub use self::{redis_notices::Told, upkeep::Active};
+pub use self::{redis_notices::Told, reservation::Reservation, upkeep::Active};
 
 /// How long a request waits at the start for the first word of Redis. Until then a replica knows of no others and would
 /// give out all of every limit.
@@ -329,7 +330,7 @@ impl Limiter {
     }
 
     fn reservation(&self, demands: Arc<[Demand]>, taken: Taken, reserved: Reserved) -> Reservation {
-        Reservation { limiter: self.clone(), demands, open: Some(taken), reserved }
+        Reservation::new(self.clone(), demands, taken, reserved)
     }
 
     fn known(&self, demand: &Demand, plan: &Plan) -> Known {
@@ -379,54 +380,4 @@ impl Limiter {
 
 fn refused(demands: &[Demand], refusal: &Refusal, standing: Standing) -> Refused {
     Refused { denial: Denial::of_refusal(refusal, demands[refusal.demand].subject.class()), standing }
-}
-
-/// What an admitted request holds. Dropped unused, it is undone: the request was never sent.
-#[derive(Debug)]
-pub struct Reservation {
-    limiter: Limiter,
-    demands: Arc<[Demand]>,
-    open: Option<Taken>,
-    reserved: Reserved,
-}
-
-impl Reservation {
-    /// What was reserved.
-    fn need(&self) -> Amount {
-        self.open.map_or(Amount::default(), |taken| taken.need)
-    }
-
-    /// Corrects what was reserved to what was consumed, as far as it is known now. That is held against the quotas until
-    /// [`Limiter::release`] is told; `None`: nothing is, because there is no quota.
-    #[must_use]
-    pub fn settle(mut self, actual: Amount) -> Option<Hold> {
-        let taken = self.open.take()?;
-        let (limiter, demands, reserved) = (&self.limiter, &self.demands, self.reserved);
-        let act = || limiter.0.memory.settle(demands, taken, actual.tokens, actual, limiter.now_ms());
-        limiter.change(reserved, act, || {
-            let each = demands.iter().enumerate();
-            each.filter_map(|(index, demand)| Change::settlement(demand, reserved.cell(index), taken.need, actual))
-                .collect()
-        });
-        let (mut quotas, mut shared) = (Classes::default(), Classes::default());
-        for (index, demand) in demands.iter().enumerate().filter(|(_, demand)| demand.caps.has_quota()) {
-            quotas.insert(demand.subject.class());
-            if taken.is_shared(index) {
-                shared.insert(demand.subject.class());
-            }
-        }
-        let (session, is_counted) = (reserved.session, reserved.cells.is_some());
-        (!quotas.is_empty()).then_some(Hold { quotas, shared, amount: actual, session, is_counted })
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let Some(taken) = self.open.take() else { return };
-        let act = || self.limiter.0.memory.undo(&self.demands, taken);
-        self.limiter.change(self.reserved, act, || {
-            let each = self.demands.iter().enumerate();
-            each.map(|(index, demand)| Change::undo(demand, self.reserved.cell(index), 1, taken.need)).collect()
-        });
-    }
 }

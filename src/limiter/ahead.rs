@@ -12,8 +12,8 @@
 //! stock: otherwise the few milliseconds at the beginning of each second, when there is none, would cost Redis more than all
 //! the rest of it.
 //!
-//! An admission that is not used is a [`Reservation`] that is dropped: that undoes it, here and in Redis. None outlives the
-//! link to Redis or the session it was made in.
+//! Admissions that are not used are what is left of a [`Lot`] that is dropped: that undoes them, here and in Redis. None
+//! outlives the link to Redis or the session it was made in.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -28,15 +28,19 @@ use tollgate_core::limit::{
     ahead::{InUse, PERIOD_MS, Pace, is_usable, room, usable_until_ms},
     standing::Standing,
     state::{Demand, Need},
+    window::CELL_MS,
 };
 
 use super::{
     Admission, Limiter, Plan, Reservation,
     redis::{Asked, Redis, Reserved},
+    reservation::Lot,
 };
 
 /// Callers whose pace is known; who comes when there are so many asks for each request.
 const MAX_CALLERS: usize = 1_024;
+/// More are asked for when less than this part of the stock is left.
+const REFILL: u32 = 4;
 /// How often what was not used is given back.
 const SWEEP: Duration = Duration::from_millis(250);
 
@@ -47,7 +51,7 @@ pub(super) struct Ahead(Mutex<HashMap<Arc<[Demand]>, Stock, RandomState>>);
 #[derive(Debug, Default)]
 struct Stock {
     pace: Pace,
-    ready: VecDeque<Ready>,
+    lots: VecDeque<Ready>,
     /// What was left of the windows, by the last verdict.
     standing: Option<Standing>,
     /// Is more on its way?
@@ -62,19 +66,19 @@ pub(super) struct NoneReady {
     pub is_ample: bool,
 }
 
-/// An admission that waits for its request.
+/// Admissions that wait for their requests.
 #[derive(Debug)]
 struct Ready {
-    reservation: Reservation,
+    lot: Lot,
     month: Month,
     until_ms: u64,
 }
 
 impl Ready {
-    /// May it be used now?
-    fn is_good(&self, month: Month, session: u32, now_ms: u64) -> bool {
-        let is_of_session = self.reservation.reserved.session == Some(session);
-        is_of_session && self.month == month && is_usable(now_ms, self.until_ms)
+    /// May they be used now?
+    fn are_good(&self, month: Month, session: u32, now_ms: u64) -> bool {
+        let are_of_session = self.lot.reserved.session == Some(session);
+        self.lot.count > 0 && are_of_session && self.month == month && is_usable(now_ms, self.until_ms)
     }
 }
 
@@ -98,9 +102,9 @@ impl Ahead {
     fn sweep(&self, now_ms: u64) -> Vec<Ready> {
         let mut old = Vec::new();
         self.stocks().retain(|_, stock| {
-            let overdue = stock.ready.iter().take_while(|ready| !is_usable(now_ms, ready.until_ms)).count();
-            old.extend(stock.ready.drain(..overdue));
-            stock.is_fetching || !stock.ready.is_empty() || !stock.pace.is_idle(now_ms)
+            let overdue = stock.lots.iter().take_while(|ready| !is_usable(now_ms, ready.until_ms)).count();
+            old.extend(stock.lots.drain(..overdue));
+            stock.is_fetching || !stock.lots.is_empty() || !stock.pace.is_idle(now_ms)
         });
         old
     }
@@ -108,27 +112,27 @@ impl Ahead {
 
 impl Stock {
     /// Takes what fits a request, and says how many more are wanted. What can no longer be used goes to `old`.
-    fn take(&mut self, plan: &Plan, session: u32, old: &mut Vec<Ready>) -> (Option<Ready>, u32) {
+    fn take(&mut self, plan: &Plan, session: u32, old: &mut Vec<Ready>) -> (Option<Reservation>, u32) {
         self.pace.note(plan.need.amount, plan.now_ms);
-        while let Some(first) = self.ready.front() {
-            if first.is_good(plan.month, session, plan.now_ms) {
+        while let Some(first) = self.lots.front() {
+            if first.are_good(plan.month, session, plan.now_ms) {
                 break;
             }
-            old.extend(self.ready.pop_front());
+            old.extend(self.lots.pop_front());
         }
-        let fits = |ready: &&Ready| plan.need.amount.fits_in(ready.reservation.need());
-        let taken = self.ready.front().filter(fits).is_some().then(|| self.ready.pop_front()).flatten();
-        let wanted = self.pace.stock();
-        let has = u32::try_from(self.ready.len()).unwrap_or(u32::MAX);
+        let first = self.lots.front_mut().filter(|first| plan.need.amount.fits_in(first.lot.taken.need));
+        let taken = first.and_then(|first| first.lot.take());
+        let left_ms = self.lots.back().map_or(CELL_MS, |last| last.until_ms.saturating_sub(plan.now_ms));
+        let (wanted, has) = (self.pace.stock(left_ms), self.lots.iter().map(|ready| ready.lot.count).sum::<u32>());
         let may_ask = !self.is_fetching && self.is_ample(plan.now_ms);
-        let more = if may_ask && has < wanted.div_ceil(2) { wanted - has } else { 0 };
+        let more = if may_ask && has < wanted.div_ceil(REFILL) { wanted - has } else { 0 };
         self.is_fetching |= more > 0;
         (taken, more)
     }
 
     /// Do many come, for whom there was ample room when Redis was last asked?
     fn is_ample(&self, now_ms: u64) -> bool {
-        self.standing.is_some() && now_ms >= self.rests_until_ms && self.pace.stock() > 0
+        self.standing.is_some() && now_ms >= self.rests_until_ms && self.pace.stock(CELL_MS) > 0
     }
 }
 
@@ -157,8 +161,8 @@ impl Limiter {
             let (limiter, demands, month) = (self.clone(), Arc::clone(&plan.demands), plan.month);
             tokio::spawn(async move { limiter.fetch_ahead(demands, month, more).await });
         }
-        let ready = taken.ok_or(NoneReady { is_ample })?;
-        Ok(Admission { reservation: ready.reservation, standing, need: plan.need })
+        let reservation = taken.ok_or(NoneReady { is_ample })?;
+        Ok(Admission { reservation, standing, need: plan.need })
     }
 
     /// Gives back what was not used, for ever.
@@ -176,14 +180,14 @@ impl Limiter {
         let _ = self.0.ahead.with(&demands, |stock| {
             (stock.is_fetching, stock.rests_until_ms) = (false, rests_until_ms);
             fetched.into_iter().for_each(|(ready, standing)| {
-                stock.ready.extend(ready);
+                stock.lots.push_back(ready);
                 stock.standing = Some(standing);
             });
         });
     }
 
     /// Asks Redis for up to so many, if the limits leave ample room for them.
-    async fn admit_ahead(&self, demands: &Arc<[Demand]>, month: Month, wanted: u32) -> Option<(Vec<Ready>, Standing)> {
+    async fn admit_ahead(&self, demands: &Arc<[Demand]>, month: Month, wanted: u32) -> Option<(Ready, Standing)> {
         let redis = self.0.redis.as_ref()?;
         let (need, standing) = self.0.ahead.with(demands, |stock| Some((stock.pace.need(), stock.standing?)))??;
         let in_use = |demand: &Demand| {
@@ -204,11 +208,9 @@ impl Limiter {
         let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
         let now_ms = self.now_ms();
         let until_ms = usable_until_ms(plan.now_ms, verdict.cell_left_ms, now_ms);
-        let admit = |_| {
-            let taken = self.0.memory.record(demands, need, now_ms);
-            Ready { reservation: self.reservation(Arc::clone(demands), taken, reserved), month, until_ms }
-        };
-        let ready: Vec<Ready> = (0..times).map(admit).collect();
+        let taken = self.0.memory.record_all(demands, times.into(), need, now_ms);
+        let lot = Lot { limiter: self.clone(), demands: Arc::clone(demands), taken, reserved, count: times };
+        let ready = Ready { lot, month, until_ms };
         // What a Redis that lost its memory admits is not for use; the next request that asks finds out.
         let is_sound = !verdict.has_forgotten && !redis.has_jumped(verdict.now_ms, plan.now_ms);
         is_sound.then_some((ready, verdict.standing))

@@ -80,7 +80,7 @@ impl Memory {
             .filter_map(|(index, demand)| locked.state(index).refusal(index, &demand.caps, need, booked(demand), at));
         let decision = match refusals.max_by_key(|refusal| refusal.wait) {
             Some(refusal) => Err(refusal),
-            None => Ok(locked.take(demands, need.amount, at.now_ms)),
+            None => Ok(locked.take(demands, 1, need.amount, at.now_ms)),
         };
         let mut standing = Standing::default();
         for (index, demand) in demands.iter().enumerate() {
@@ -91,7 +91,12 @@ impl Memory {
 
     /// Takes what a request needs without asking: it was admitted elsewhere.
     pub fn record(&self, demands: &[Demand], need: Amount, now_ms: u64) -> Taken {
-        self.locked(demands).take(demands, need, now_ms)
+        self.record_all(demands, 1, need, now_ms)
+    }
+
+    /// Takes what so many requests need without asking, `need` each; returns what each of them took.
+    pub fn record_all(&self, demands: &[Demand], times: u64, need: Amount, now_ms: u64) -> Taken {
+        self.locked(demands).take(demands, times, need, now_ms)
     }
 
     /// Corrects what was taken at each subject to the truth; `held` is what remains held where there is a quota.
@@ -106,8 +111,13 @@ impl Memory {
 
     /// Undoes what was taken as if it had never been.
     pub fn undo(&self, demands: &[Demand], taken: Taken) {
+        self.undo_all(demands, 1, taken);
+    }
+
+    /// Undoes what so many took, each of them the same.
+    pub fn undo_all(&self, demands: &[Demand], times: u64, taken: Taken) {
         for (index, demand) in demands.iter().enumerate() {
-            self.change(demand, taken, index, |state| state.undo(taken.cell, taken.need));
+            self.change(demand, taken, index, |state| state.undo(taken.cell, times, taken.need));
         }
     }
 
@@ -244,9 +254,9 @@ impl Locked<'_> {
         &mut self.shards[shard][place]
     }
 
-    fn take(&mut self, demands: &[Demand], need: Amount, now_ms: u64) -> Taken {
+    fn take(&mut self, demands: &[Demand], times: u64, need: Amount, now_ms: u64) -> Taken {
         for (index, demand) in demands.iter().enumerate() {
-            self.state(index).reserve(&demand.caps, need, now_ms);
+            self.state(index).reserve(&demand.caps, times, need, now_ms);
         }
         Taken { cell: now_ms / CELL_MS, need, shared: self.shared }
     }

@@ -84,8 +84,8 @@ pub struct Redis {
     patience: Duration,
     /// Where the time of its connections begins.
     started: Instant,
-    /// When requests last went to Redis, in microseconds since then.
-    went_us: AtomicU64,
+    /// When many requests last went to Redis together, in microseconds since then.
+    many_went_us: AtomicU64,
 }
 
 /// Where Redis is and how it is asked.
@@ -194,7 +194,7 @@ impl Redis {
             degraded,
             patience,
             started: Instant::now(),
-            went_us: AtomicU64::new(0),
+            many_went_us: AtomicU64::new(0),
         }
     }
 
@@ -281,8 +281,10 @@ impl Redis {
 
     /// Sends a batch.
     fn send(&self, link: &Arc<Link>, batch: Batch, turn: OwnedSemaphorePermit) -> Sent {
-        let went_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        self.went_us.store(went_us, Ordering::Relaxed);
+        if batch.is_for_many() {
+            let went_us = u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.many_went_us.store(went_us, Ordering::Relaxed);
+        }
         let lane = link.lane(self.started);
         let caller = self.caller(batch.session);
         let connection = lane.as_deref().unwrap_or(&link.connection);
@@ -348,15 +350,16 @@ impl Redis {
         Arc::clone(&self.turn).acquire_owned().await.ok()
     }
 
-    /// How much longer corrections may wait for requests to take them along, if the next go within `next` of the last;
-    /// `None`: nothing waits, too much does, or requests are too long in coming.
+    /// How much longer corrections may wait for requests to take them along, where many come, and again within `next` of
+    /// the last; `None`: nothing waits, or too much does, or it is too long ago.
     pub(super) fn may_be_carried(&self, next: Duration) -> Option<Duration> {
         let waits = {
             let queue = self.queue();
             !queue.is_empty() && queue.is_short()
         };
-        let since = self.started.elapsed().saturating_sub(Duration::from_micros(self.went_us.load(Ordering::Relaxed)));
-        next.checked_sub(since).filter(|rest| waits && !rest.is_zero())
+        let went = Duration::from_micros(self.many_went_us.load(Ordering::Relaxed));
+        let rest = next.checked_sub(self.started.elapsed().saturating_sub(went));
+        rest.filter(|rest| waits && !went.is_zero() && !rest.is_zero())
     }
 
     /// Takes out what is to be sent next, and says whether that is all.

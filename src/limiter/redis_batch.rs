@@ -110,6 +110,11 @@ impl Batch {
         self.calls.is_empty()
     }
 
+    /// Does any ask stand for several requests, as it does where many come?
+    pub fn is_for_many(&self) -> bool {
+        self.asks.iter().any(|ask| ask.times() > 1)
+    }
+
     fn call_for(&mut self, subject: &Subject, is_cluster: bool) -> usize {
         let tag = Tag::of(subject, is_cluster);
         let known = self.calls.iter().position(|call| call.tag == tag);

@@ -32,8 +32,9 @@ const LEARNING_MS: u64 = 65_000;
 const MAX_COPIES: usize = 4_096;
 /// How long corrections wait for an admission to ride along with.
 const CARRY: Duration = Duration::from_millis(2);
-/// How long they wait for the next admission after the last one, where many come: a call of their own costs Redis as much.
-const NEXT: Duration = Duration::from_millis(10);
+/// How long they wait after the last admission where many come, and the next will: a call of their own would cost Redis as
+/// much. The stock of [`ahead`](super::ahead) lasts 25 ms.
+const NEXT: Duration = Duration::from_millis(30);
 
 /// What Redis has booked of each subject with a quota, by the last look.
 pub type Seen = HashMap<Subject, (Month, Amount)>;

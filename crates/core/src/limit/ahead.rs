@@ -3,16 +3,16 @@
 //! Where the decision is made elsewhere, each request waits for it. A caller that sends many a second need not: so many as it
 //! is about to send are admitted ahead, together. What is admitted ahead is taken from others until it is used or given
 //! back. So it is only done where that cannot hurt: at most the [`AMPLE`]th part of what any limit leaves, and only as much
-//! as is used within a few milliseconds, judged by the last tenth of a second.
+//! as is used within 25 milliseconds, judged by the last tenth of a second.
 
 use super::{Amount, Caps, standing::Standing, window::CELL_MS};
 
 /// Over how long requests are counted, in milliseconds.
 pub const PERIOD_MS: u64 = 100;
-/// What part of the requests of a period is in stock.
-const PART: u32 = 8;
+/// For how long the stock lasts: a quarter of a period.
+const LASTS_MS: u64 = PERIOD_MS / 4;
 /// Fewer are not worth it, and more are never wanted.
-const STOCK: (u32, u32) = (4, 128);
+const STOCK: (u64, u64) = (4, 256);
 /// Of what is left of a limit, so many times as much stays for others.
 pub const AMPLE: u64 = 64;
 
@@ -37,11 +37,13 @@ impl Pace {
         self.largest = self.largest.max(need);
     }
 
-    /// How many admissions should be in stock; 0: none, there are too few requests.
+    /// How many admissions should be in stock, if those that are made now can be used for `left_ms`; 0: none, there are too
+    /// few requests.
     #[must_use]
-    pub fn stock(&self) -> u32 {
+    pub fn stock(&self, left_ms: u64) -> u32 {
         let (least, most) = STOCK;
-        Some((self.before.0 / PART).min(most)).filter(|stock| *stock >= least).unwrap_or(0)
+        let stock = (u64::from(self.before.0) * left_ms.min(LASTS_MS) / PERIOD_MS).min(most);
+        u32::try_from(stock).ok().filter(|_| stock >= least).unwrap_or(0)
     }
 
     /// What each of them should hold.
@@ -151,17 +153,18 @@ mod tests {
     fn the_stock_follows_the_last_period() {
         let mut pace = Pace::default();
         (0..400).for_each(|n| pace.note(amount(n % 7), 1_000));
-        assert_eq!((pace.stock(), pace.need()), (0, amount(6)), "nothing is known yet");
+        assert_eq!((pace.stock(900), pace.need()), (0, amount(6)), "nothing is known yet");
         pace.note(amount(2), 1_100);
-        assert_eq!((pace.stock(), pace.need()), (50, amount(6)));
+        assert_eq!((pace.stock(900), pace.need()), (100, amount(6)));
+        assert_eq!([pace.stock(20), pace.stock(1), pace.stock(0)], [80, 4, 0], "no more than come in what is left");
         pace.note(amount(2), 1_299);
-        assert_eq!((pace.stock(), pace.need()), (0, amount(2)), "one request is too few");
+        assert_eq!((pace.stock(900), pace.need()), (0, amount(2)), "one request is too few");
         (0..1_000_000).for_each(|_| pace.note(amount(1), 1_300));
         pace.note(amount(1), 1_400);
-        assert_eq!(pace.stock(), STOCK.1);
+        assert_eq!(u64::from(pace.stock(900)), STOCK.1);
         assert!(!pace.is_idle(1_599) && pace.is_idle(1_600));
         pace.note(amount(1), 9_000);
-        assert_eq!(pace.stock(), 0, "it has been quiet");
+        assert_eq!(pace.stock(900), 0, "it has been quiet");
     }
 
     #[test]

@@ -201,17 +201,18 @@ impl State {
         .map(|(kind, limit, wait)| Refusal { demand, kind, limit, wait })
     }
 
-    /// Takes one request and `need`. Only windows that `caps` limit are kept.
-    pub fn reserve(&mut self, caps: &Caps, need: Amount, now_ms: u64) {
+    /// Takes so many requests, and `need` for each. Only windows that `caps` limit are kept.
+    pub fn reserve(&mut self, caps: &Caps, times: u64, need: Amount, now_ms: u64) {
+        let all = need.times(times);
         if caps.rpm > 0 {
-            self.requests.get_or_insert_default().add(now_ms, 1);
+            self.requests.get_or_insert_default().add(now_ms, times);
         }
         if caps.tpm > 0 {
-            self.tokens.get_or_insert_default().add(now_ms, need.tokens);
+            self.tokens.get_or_insert_default().add(now_ms, all.tokens);
         }
-        self.in_flight += 1;
+        self.in_flight += times;
         if caps.has_quota() {
-            self.held = self.held.plus(need);
+            self.held = self.held.plus(all);
         }
     }
 
@@ -229,15 +230,16 @@ impl State {
         }
     }
 
-    /// Undoes a reservation as if it had never been made.
-    pub fn undo(&mut self, cell: u64, need: Amount) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.held = self.held.minus(need);
+    /// Undoes so many reservations of `need` each as if they had never been made.
+    pub fn undo(&mut self, cell: u64, times: u64, need: Amount) {
+        let all = need.times(times);
+        self.in_flight = self.in_flight.saturating_sub(times);
+        self.held = self.held.minus(all);
         if let Some(requests) = &mut self.requests {
-            requests.take_back(cell, 1);
+            requests.take_back(cell, times);
         }
         if let Some(tokens) = &mut self.tokens {
-            tokens.take_back(cell, need.tokens);
+            tokens.take_back(cell, all.tokens);
         }
     }
 
@@ -355,7 +357,7 @@ mod tests {
     ) -> Result<u64, Refusal> {
         let at = Circumstances::alone(now_ms, share);
         state.refusal(0, &caps, need.into(), booked, at).map_or(Ok(()), Err)?;
-        state.reserve(&caps, need, now_ms);
+        state.reserve(&caps, 1, need, now_ms);
         Ok(now_ms / crate::limit::window::CELL_MS)
     }
 
@@ -401,8 +403,29 @@ mod tests {
         let caps = Caps { rpm: 1, tpm: 10, concurrency: 1, monthly_tokens: 10, ..Caps::default() };
         let mut state = State::default();
         let cell = admit(&mut state, caps, tokens(10), Amount::default(), NOW, Share::WHOLE).unwrap();
-        state.undo(cell, tokens(10));
+        state.undo(cell, 1, tokens(10));
         assert!(state.is_idle(NOW));
+    }
+
+    #[test]
+    fn many_are_as_many_as_they_are() {
+        let caps = Caps { rpm: 100, tpm: 1_000, concurrency: 100, monthly_tokens: 1_000, ..Caps::default() };
+        let (mut one_by_one, mut together) = (State::default(), State::default());
+        let cell = NOW / crate::limit::window::CELL_MS;
+        (0..7).for_each(|_| one_by_one.reserve(&caps, 1, tokens(10), NOW));
+        together.reserve(&caps, 7, tokens(10), NOW);
+        let seen = |state: &mut State| {
+            let mut standing = Standing::default();
+            state.show(&caps, NOW, &mut standing);
+            (standing, state.in_flight(), state.held())
+        };
+        assert_eq!(seen(&mut one_by_one), seen(&mut together));
+        assert_eq!((together.in_flight(), together.held()), (7, tokens(70)));
+        (0..4).for_each(|_| one_by_one.undo(cell, 1, tokens(10)));
+        together.undo(cell, 4, tokens(10));
+        assert_eq!(seen(&mut one_by_one), seen(&mut together));
+        together.undo(cell, 3, tokens(10));
+        assert!(together.is_idle(NOW));
     }
 
     #[test]
