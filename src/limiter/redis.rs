@@ -4,8 +4,9 @@
 //! with what earlier requests gave back ([`Change`]) in between, in the order in which it all came about
 //! ([`queue`](super::redis_queue)). Alone, a request is asked for at once; among many it waits for one round trip at most,
 //! and the script reads and writes each state once for all of them. Measured with eight at a time, that is little more than
-//! half of Redis's time, which bounds how much all replicas together can admit. Because only one batch is on its way, a client's next
-//! request never overtakes what its last one gave back, whatever thread it is on. A tick carries what nobody took along.
+//! half of Redis's time, which bounds how much all replicas together can admit. Because only one batch is on its way, no request
+//! is refused for want of what an earlier one of its client gave back, whatever thread it is on: those that are asked for
+//! together with others may overtake it, but if they are refused they ask again. A tick carries what nobody took along.
 //!
 //! The keys of a user, of its keys and of their models have one hash tag; in a Redis Cluster the address is another, its
 //! script runs at the same time, and if one of the two refuses, the other one is undone.
@@ -35,15 +36,11 @@ use tokio::{
     time::timeout,
 };
 use tollgate_core::{
-    limit::{
-        Month,
-        policy::MAX_DEMANDS,
-        standing::Standing,
-        state::{Demand, Need, Refusal, Share},
-    },
+    limit::{policy::MAX_DEMANDS, state::Share},
     secret::Secret,
 };
 
+pub use super::redis_ask::{Asked, Counted, Gone, Verdict};
 use super::{
     redis_ask::{Answer, Ask, Asker},
     redis_batch::Batch,
@@ -116,58 +113,6 @@ impl Clock {
             Self::Given(ms) => ms.load(Ordering::Relaxed).to_string(),
         }
     }
-}
-
-/// Requests that are decided on together.
-#[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
-    /// What binds each of them.
-    pub demands: &'a Arc<[Demand]>,
-    /// How many they are.
-    pub times: u32,
-    /// What each needs.
-    pub need: Need,
-    /// Whose quota they count against.
-    pub month: Month,
-    /// May others that are bound by the same be decided on with them? It costs Redis no more than one alone, but if the
-    /// limits have no room for all of them, they have waited in vain and ask again.
-    pub may_join: bool,
-}
-
-impl<'a> Asked<'a> {
-    /// One request, on its own.
-    #[must_use]
-    pub fn alone(demands: &'a Arc<[Demand]>, need: Need, month: Month) -> Self {
-        Self { demands, times: 1, need, month, may_join: false }
-    }
-}
-
-/// Redis cannot be asked now.
-#[derive(Debug)]
-pub struct Gone;
-
-/// What Redis decided.
-#[derive(Clone, Debug)]
-pub struct Verdict {
-    /// Is the request admitted?
-    pub decision: Result<Counted, Refusal>,
-    /// What is left of the windows.
-    pub standing: Standing,
-    /// Had Redis no state of a subject that was in use a moment ago?
-    pub has_forgotten: bool,
-    /// Redis's time, in milliseconds.
-    pub now_ms: u64,
-    /// For how long it is still in the cell where this was counted, in milliseconds; in a cluster the least of any node.
-    pub cell_left_ms: u64,
-}
-
-/// Where an admitted request was counted.
-#[derive(Clone, Copy, Debug)]
-pub struct Counted {
-    /// The session.
-    pub session: u32,
-    /// The cell at each subject, in the time of its node.
-    pub cells: [u64; MAX_DEMANDS],
 }
 
 impl Redis {

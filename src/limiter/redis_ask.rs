@@ -1,4 +1,4 @@
-//! Requests that wait for Redis's verdict.
+//! What Redis is asked, and what it answers.
 //!
 //! Requests that are bound by the same limits may be asked for together: they are admitted together or not at all, for
 //! what one of them costs in Redis. If they are not, each asks again alone. So that is for those whose limits leave ample
@@ -9,12 +9,66 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use tollgate_core::limit::{
     Amount, Month,
-    state::{Demand, Need},
+    policy::MAX_DEMANDS,
+    standing::Standing,
+    state::{Demand, Need, Refusal},
 };
 
-use super::{redis::Verdict, redis_wire::Known};
+use super::redis_wire::Known;
 
 /// Requests that are decided on together.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked<'a> {
+    /// What binds each of them.
+    pub demands: &'a Arc<[Demand]>,
+    /// How many they are.
+    pub times: u32,
+    /// What each needs.
+    pub need: Need,
+    /// Whose quota they count against.
+    pub month: Month,
+    /// May others that are bound by the same be decided on with them? It costs Redis no more than one alone, but if the
+    /// limits have no room for all of them, they have waited in vain and ask again.
+    pub may_join: bool,
+}
+
+impl<'a> Asked<'a> {
+    /// One request, on its own.
+    #[must_use]
+    pub fn alone(demands: &'a Arc<[Demand]>, need: Need, month: Month) -> Self {
+        Self { demands, times: 1, need, month, may_join: false }
+    }
+}
+
+/// Redis cannot be asked now.
+#[derive(Debug)]
+pub struct Gone;
+
+/// What Redis decided.
+#[derive(Clone, Debug)]
+pub struct Verdict {
+    /// Is the request admitted?
+    pub decision: Result<Counted, Refusal>,
+    /// What is left of the windows.
+    pub standing: Standing,
+    /// Had Redis no state of a subject that was in use a moment ago?
+    pub has_forgotten: bool,
+    /// Redis's time, in milliseconds.
+    pub now_ms: u64,
+    /// For how long it is still in the cell where this was counted, in milliseconds; in a cluster the least of any node.
+    pub cell_left_ms: u64,
+}
+
+/// Where an admitted request was counted.
+#[derive(Clone, Copy, Debug)]
+pub struct Counted {
+    /// The session.
+    pub session: u32,
+    /// The cell at each subject, in the time of its node.
+    pub cells: [u64; MAX_DEMANDS],
+}
+
+/// Requests that wait to be decided on together.
 #[derive(Debug)]
 pub(super) struct Ask {
     /// What binds each of them.
