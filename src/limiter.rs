@@ -192,7 +192,12 @@ impl Limiter {
         let known = || plan.demands.iter().map(|demand| self.known(demand, &plan)).collect();
         let asked = Asked { demands: &plan.demands, times: 1, need: plan.need, month: plan.month, may_join };
         match redis.admit(asked, plan.now_ms, known).await {
-            Ok(verdict) => self.follow(redis, plan, verdict),
+            Ok(verdict) => {
+                if verdict.joined_in_vain {
+                    self.0.ahead.rest(&plan.demands, plan.now_ms);
+                }
+                self.follow(redis, plan, verdict)
+            }
             Err(Gone) if self.0.refuses_without_redis => {
                 Err(Refused { denial: Denial::LimiterUnavailable, standing: Standing::default() })
             }
@@ -335,7 +340,7 @@ impl Limiter {
 
     fn known(&self, demand: &Demand, plan: &Plan) -> Known {
         // In this order: what is let go meanwhile is in the books before.
-        let (in_flight, held) = self.0.memory.holdings(&demand.subject);
+        let (in_flight, held) = self.0.memory.told(&demand.subject);
         let held = if demand.caps.has_quota() { held } else { Amount::default() };
         let is_recent = self.0.memory.is_recent(&demand.subject, plan.now_ms);
         Known { booked: self.booked(demand, plan.month), in_flight, held, is_recent }

@@ -24,7 +24,7 @@ use std::{
 use foldhash::quality::RandomState;
 use tokio::time::sleep;
 use tollgate_core::limit::{
-    Month,
+    Amount, Month,
     ahead::{InUse, PERIOD_MS, Pace, is_usable, room, usable_until_ms},
     standing::Standing,
     state::{Demand, Need},
@@ -98,6 +98,11 @@ impl Ahead {
         self.with(demands, |stock| stock.standing = Some(standing));
     }
 
+    /// There was no ample room: until it is worth another try, all of this caller's requests ask for themselves.
+    pub(super) fn rest(&self, demands: &[Demand], now_ms: u64) {
+        self.with(demands, |stock| stock.rests_until_ms = now_ms + PERIOD_MS);
+    }
+
     /// Takes out what can no longer be used, and callers that are gone.
     fn sweep(&self, now_ms: u64) -> Vec<Ready> {
         let mut old = Vec::new();
@@ -124,15 +129,16 @@ impl Stock {
         let taken = first.and_then(|first| first.lot.take());
         let left_ms = self.lots.back().map_or(CELL_MS, |last| last.until_ms.saturating_sub(plan.now_ms));
         let (wanted, has) = (self.pace.stock(left_ms), self.lots.iter().map(|ready| ready.lot.count).sum::<u32>());
-        let may_ask = !self.is_fetching && self.is_ample(plan.now_ms);
+        let may_ask = !self.is_fetching && self.is_ample(plan.need.amount, plan.now_ms);
         let more = if may_ask && has < wanted.div_ceil(REFILL) { wanted - has } else { 0 };
         self.is_fetching |= more > 0;
         (taken, more)
     }
 
-    /// Do many come, for whom there was ample room when Redis was last asked?
-    fn is_ample(&self, now_ms: u64) -> bool {
-        self.standing.is_some() && now_ms >= self.rests_until_ms && self.pace.stock(CELL_MS) > 0
+    /// Was there ample room for such a need when Redis was last asked?
+    fn is_ample(&self, need: Amount, now_ms: u64) -> bool {
+        let has_room = |standing: Standing| room(&[], &standing, need, 1) > 0;
+        now_ms >= self.rests_until_ms && self.standing.is_some_and(has_room)
     }
 }
 
@@ -154,7 +160,7 @@ impl Limiter {
             }
             let Some(stock) = stocks.get_mut(&plan.demands) else { return nothing };
             let (taken, more) = stock.take(plan, session, &mut old);
-            (taken, more, stock.is_ample(plan.now_ms), stock.standing.unwrap_or_default())
+            (taken, more, stock.is_ample(plan.need.amount, plan.now_ms), stock.standing.unwrap_or_default())
         };
         drop(old); // each of them tells Redis
         if more > 0 {
@@ -175,10 +181,12 @@ impl Limiter {
 
     async fn fetch_ahead(&self, demands: Arc<[Demand]>, month: Month, wanted: u32) {
         let fetched = self.admit_ahead(&demands, month, wanted).await;
-        let rests_until_ms = if fetched.is_some() { 0 } else { self.now_ms() + PERIOD_MS };
+        if fetched.is_none() {
+            self.0.ahead.rest(&demands, self.now_ms());
+        }
         // A caller that is gone meanwhile leaves them to be dropped.
         let _ = self.0.ahead.with(&demands, |stock| {
-            (stock.is_fetching, stock.rests_until_ms) = (false, rests_until_ms);
+            stock.is_fetching = false;
             fetched.into_iter().for_each(|(ready, standing)| {
                 stock.lots.push_back(ready);
                 stock.standing = Some(standing);
@@ -204,6 +212,9 @@ impl Limiter {
         let known = || demands.iter().map(|demand| self.known(demand, &plan)).collect();
         let asked = Asked { demands, times, need: plan.need, month, may_join: true };
         let verdict = redis.admit(asked, plan.now_ms, known).await.ok()?;
+        if verdict.joined_in_vain {
+            self.0.ahead.rest(demands, self.now_ms());
+        }
         let counted = verdict.decision.ok()?;
         let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
         let now_ms = self.now_ms();

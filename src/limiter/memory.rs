@@ -99,12 +99,11 @@ impl Memory {
         self.locked(demands).take(demands, times, need, now_ms)
     }
 
-    /// Corrects what was taken at each subject to the truth; `held` is what remains held where there is a quota.
-    pub fn settle(&self, demands: &[Demand], taken: Taken, actual_tokens: u64, held: Amount, now_ms: u64) {
+    /// Corrects what was taken at each subject to the truth, which remains held where there is a quota.
+    pub fn settle(&self, demands: &[Demand], taken: Taken, actual: Amount, now_ms: u64) {
         for (index, demand) in demands.iter().enumerate() {
-            let held = if demand.caps.has_quota() { held } else { Amount::default() };
             self.change(demand, taken, index, |state| {
-                state.settle(taken.cell, taken.need, actual_tokens, held, now_ms);
+                state.settle(&demand.caps, taken.cell, taken.need, actual, now_ms);
             });
         }
     }
@@ -117,7 +116,7 @@ impl Memory {
     /// Undoes what so many took, each of them the same.
     pub fn undo_all(&self, demands: &[Demand], times: u64, taken: Taken) {
         for (index, demand) in demands.iter().enumerate() {
-            self.change(demand, taken, index, |state| state.undo(taken.cell, times, taken.need));
+            self.change(demand, taken, index, |state| state.undo(&demand.caps, taken.cell, times, taken.need));
         }
     }
 
@@ -143,6 +142,12 @@ impl Memory {
     pub fn holdings(&self, subject: &Subject) -> (u64, Amount) {
         let shard = self.shard(subject);
         shard.get(subject).map_or((0, Amount::default()), |state| (state.in_flight(), state.held()))
+    }
+
+    /// What other replicas are told that this process holds of a subject; see [`State::told`].
+    #[must_use]
+    pub fn told(&self, subject: &Subject) -> (u64, Amount) {
+        self.shard(subject).get(subject).map_or((0, Amount::default()), State::told)
     }
 
     /// The subjects for which `is_wanted` holds, at most `most` of them.
@@ -321,7 +326,7 @@ mod tests {
             let demands = [demand(Subject::of_ip(std::net::Ipv4Addr::from(n).into()), 1)];
             let (decision, _) = memory.admit(&demands, |_| Amount::default(), Need::default(), at(0));
             decision.is_ok_and(|taken| {
-                memory.settle(&demands, taken, 0, Amount::default(), 0);
+                memory.settle(&demands, taken, Amount::default(), 0);
                 true
             })
         };

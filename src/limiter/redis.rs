@@ -173,14 +173,17 @@ impl Redis {
         local_ms: u64,
         known: impl Fn() -> Vec<Known>,
     ) -> Result<Verdict, Gone> {
-        let link = self.link.load_full().ok_or(Gone)?;
+        let mut link = self.link.load_full().ok_or(Gone)?;
         let mut answer = self.ask(asked, asked.may_join, &known);
+        let mut joined_in_vain = false;
         let decided = async {
             loop {
                 match self.served(&link, &mut answer).await? {
-                    Answer::Verdict(verdict) => return Ok(verdict),
-                    Answer::TooManyTogether => answer = self.ask(asked, false, &known),
+                    Answer::Verdict(verdict) => return Ok(Verdict { joined_in_vain, ..verdict }),
+                    Answer::TooManyTogether => joined_in_vain = true,
+                    Answer::Forgotten => link = self.link.load_full().ok_or(Gone)?,
                 }
+                answer = self.ask(asked, asked.may_join && !joined_in_vain, &known);
             }
         };
         match timeout(self.patience, decided).await {
@@ -190,7 +193,8 @@ impl Redis {
                 answer.close();
                 match answer.try_recv() {
                     Ok(Answer::Verdict(verdict)) => Ok(verdict),
-                    _ => Err(self.missed(&link, local_ms)),
+                    Ok(Answer::TooManyTogether | Answer::Forgotten) => Err(Gone),
+                    Err(_silence) => Err(self.missed(&link, local_ms)),
                 }
             }
         }
@@ -251,10 +255,11 @@ impl Redis {
                     Some(lane) if link.drop_lane(&lane) => {
                         tracing::debug!(%error, "a connection to Redis broke");
                         self.renew();
+                        batch.forget();
+                        Ok(())
                     }
-                    _ => drop(self.failed(&link, &error)),
+                    _ => Err(self.failed(&link, &error)),
                 }
-                Err(Gone)
             }
         }
     }
@@ -265,14 +270,16 @@ impl Redis {
         let (judged, undone) = batch.judge(answers).map_err(|error| self.failed(link, &error))?;
         let mut queue = self.queue();
         if queue.session() != session {
-            return Err(Gone); // its sums were told anew meanwhile, without these requests
+            // Its sums were told anew meanwhile, without these requests.
+            judged.into_iter().for_each(|(ask, _)| ask.forget());
+            return Ok(());
         }
         undone.into_iter().for_each(|change| queue.tell(change));
         for (ask, verdict) in judged {
             // Without a verdict the senders are dropped, which says as much.
             let Some(verdict) = verdict else { continue };
-            let Ask { demands, askers, .. } = ask;
-            let are_too_many = askers.len() > 1 && verdict.decision.is_err();
+            let Ask { demands, askers, is_joined, .. } = ask;
+            let are_too_many = is_joined && verdict.decision.is_err();
             for asker in askers {
                 let (times, amount) = (asker.times.into(), asker.amount());
                 let answer = if are_too_many { Answer::TooManyTogether } else { Answer::Verdict(verdict.clone()) };

@@ -57,6 +57,8 @@ pub struct Verdict {
     pub now_ms: u64,
     /// For how long it is still in the cell where this was counted, in milliseconds; in a cluster the least of any node.
     pub cell_left_ms: u64,
+    /// Had it joined others before, for all of whom there was no room?
+    pub joined_in_vain: bool,
 }
 
 /// Where an admitted request was counted.
@@ -77,8 +79,10 @@ pub(super) struct Ask {
     pub known: Vec<Known>,
     /// Whose quota they count against.
     pub month: Month,
-    /// Who they are.
+    /// Who they are, those first who came first.
     pub askers: Vec<Asker>,
+    /// Did some join the first, and so overtake what came about in between?
+    pub is_joined: bool,
 }
 
 /// A request, or several alike, and where their verdict is waited for.
@@ -99,6 +103,8 @@ pub(super) enum Answer {
     Verdict(Verdict),
     /// Together with others it was too much; Redis has counted none of them.
     TooManyTogether,
+    /// A new session began: if Redis counted anything, it holds nothing of it any more.
+    Forgotten,
 }
 
 impl Asker {
@@ -114,16 +120,28 @@ impl Ask {
         self.askers.iter().map(|asker| u64::from(asker.times)).sum()
     }
 
-    /// What all of them want together: as much as if they came one after the other.
-    pub fn need(&self) -> Need {
-        self.askers.iter().fold(Need::default(), |sum, asker| {
-            let least = sum.amount.plus(asker.need.least.times(asker.times.into()));
-            Need {
-                amount: sum.amount.plus(asker.amount()),
-                least: sum.least.max(least),
-                prompt_tokens: sum.prompt_tokens.saturating_add(asker.need.prompt_tokens),
-            }
-        })
+    /// What all of them reserve.
+    pub fn amount(&self) -> Amount {
+        self.askers.iter().fold(Amount::default(), |sum, asker| sum.plus(asker.amount()))
+    }
+
+    /// What must be left of a quota for all of them: as much as if they came one after the other, of which each reserves its
+    /// amount and finds the least that it needs.
+    pub fn least(&self) -> Amount {
+        let of_each = self.askers.iter().scan(Amount::default(), |before, asker| {
+            let least = before.plus(asker.need.amount.times(u64::from(asker.times) - 1)).plus(asker.need.least);
+            *before = before.plus(asker.amount());
+            Some(least)
+        });
+        of_each.fold(Amount::default(), Amount::max)
+    }
+
+    /// Tells all of them to ask again.
+    pub fn forget(self) {
+        for asker in self.askers {
+            // Whoever does not wait any longer decided otherwise.
+            let _ = asker.answer.send(Answer::Forgotten);
+        }
     }
 
     /// Does anybody still wait for the verdict? Whoever does not is decided otherwise, and leaves.
@@ -148,14 +166,17 @@ mod tests {
             let (answer, waiting) = oneshot::channel();
             (Asker { times, need, answer }, waiting)
         };
-        // A guess of 100 that 10 suffice for, one of 5, and two of 20: what must be left is most for the last.
+        // A guess of 100 that 10 suffice for, one of 5, and two of 20.
         let (askers, mut waiting): (Vec<_>, Vec<_>) =
             [asker(1, 100, 10), asker(1, 5, 5), asker(2, 20, 1)].into_iter().unzip();
-        let mut ask = Ask { demands: Arc::from([]), known: Vec::new(), month: Month(1), askers };
-        assert_eq!((ask.times(), ask.need().amount, ask.need().least), (4, amount(145), amount(107)));
+        let mut ask = Ask { demands: Arc::from([]), known: Vec::new(), month: Month(1), askers, is_joined: true };
+        assert_eq!((ask.times(), ask.amount(), ask.least()), (4, amount(145), amount(126)));
+        waiting.pop();
+        assert!(ask.is_awaited());
+        assert_eq!((ask.times(), ask.amount(), ask.least()), (2, amount(105), amount(105)));
         waiting.remove(0);
         assert!(ask.is_awaited());
-        assert_eq!((ask.times(), ask.need().amount, ask.need().least), (3, amount(45), amount(7)));
+        assert_eq!((ask.times(), ask.amount(), ask.least()), (1, amount(5), amount(5)));
         waiting.clear();
         assert!(!ask.is_awaited());
     }

@@ -12,7 +12,7 @@ use tollgate_core::{
         Amount, Subject,
         policy::MAX_DEMANDS,
         standing::{Left, Standing},
-        state::{Demand, Kind, Need, Refusal, Wait},
+        state::{Demand, Kind, Refusal, Wait},
         window::{CELL_MS, CELLS},
     },
 };
@@ -145,6 +145,11 @@ impl Batch {
         self.asks.push(ask);
     }
 
+    /// Tells all who asked to ask again.
+    pub fn forget(self) {
+        self.asks.into_iter().for_each(Ask::forget);
+    }
+
     /// The calls.
     pub fn commands<'a>(&'a self, script: &'a str, caller: &'a Caller) -> impl Iterator<Item = Cmd> {
         self.calls.iter().map(move |call| {
@@ -217,7 +222,7 @@ impl Call {
         self.last = None;
         let count = u16::try_from(indexes.len()).unwrap_or(u16::MAX);
         self.steps.extend_from_slice(&count.to_le_bytes());
-        let Need { amount, least, .. } = ask.need();
+        let (amount, least) = (ask.amount(), ask.least());
         let numbers = [ask.times(), amount.tokens, amount.nano_usd, least.tokens, least.nano_usd];
         put(&mut self.steps, &numbers.map(float));
         put(&mut self.steps, &[f64::from(ask.month.0)]);
@@ -280,6 +285,7 @@ impl Pending {
                 has_forgotten: false,
                 now_ms: 0,
                 cell_left_ms: CELL_MS,
+                joined_in_vain: false,
             },
             admitted: Vec::new(),
             refusal: None,
@@ -325,7 +331,7 @@ impl Pending {
             self.verdict.decision = Ok(self.counted);
             return (Some(self.verdict), Vec::new());
         }
-        let (times, amount) = (ask.times(), ask.need().amount);
+        let (times, amount) = (ask.times(), ask.amount());
         let undo = |&index: &usize| Change::undo(&ask.demands[index], self.counted.cells[index], times, amount);
         let undone = self.admitted.iter().map(undo).collect();
         let verdict = self.refusal.filter(|_| !self.is_foreign).map(|refusal| {

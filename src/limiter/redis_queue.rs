@@ -1,7 +1,8 @@
 //! What this replica has to ask and to tell Redis, in the order in which it came about.
 //!
 //! The order is what makes corrections exact: an ask brings along what this replica held at that moment, and a correction
-//! counts before or after it, in Redis as here. Corrections of the same subject with no ask between them become one, so
+//! counts before or after it, in Redis as here. Only who joins an earlier ask overtakes what came about in between: never what
+//! adds to anything, and if it was refused for want of what was given back, it asks again. Corrections of the same subject with no ask between them become one, so
 //! that a thousand rows that are booked at once cost one of each subject.
 
 use std::{
@@ -61,9 +62,12 @@ impl Queue {
         self.steps.is_empty()
     }
 
-    /// A new session: Redis is told sums instead of corrections. Who waits will not be answered.
+    /// A new session: Redis is told sums instead of corrections. Who waits asks again.
     pub fn renew(&mut self) {
-        *self = Self { session: self.session.wrapping_add(1), ..Self::default() };
+        let new = Self { session: self.session.wrapping_add(1), ..Self::default() };
+        let old = std::mem::replace(self, new);
+        let asks = old.steps.into_iter().filter_map(|step| if let Step::Ask(ask) = step { Some(ask) } else { None });
+        asks.for_each(Ask::forget);
     }
 
     /// Adds a request, unless too many wait. `known` reads what this replica knows of each subject.
@@ -88,23 +92,23 @@ impl Queue {
             && ask.askers.len() < TOGETHER
         {
             ask.askers.push(asker);
+            ask.is_joined = true;
             return;
         }
         if may_join {
             self.open.insert(Arc::clone(demands), self.steps.len());
         }
         self.asks += 1;
-        self.steps.push_back(Step::Ask(Ask {
-            demands: Arc::clone(demands),
-            known: known(),
-            month,
-            askers: vec![asker],
-        }));
+        let (demands, askers) = (Arc::clone(demands), vec![asker]);
+        self.steps.push_back(Step::Ask(Ask { demands, known: known(), month, askers, is_joined: false }));
         self.recent.clear();
     }
 
     /// Adds a correction.
     pub fn tell(&mut self, change: Change) {
+        if change.adds() {
+            self.open.clear();
+        }
         let place = self.recent.get(&change.subject).copied();
         if let Some(Step::Change(earlier)) = place.and_then(|place| self.steps.get_mut(place))
             && earlier.take_in(&change)
@@ -169,7 +173,7 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::redis_ask::Answer, *};
     use tokio::sync::oneshot;
     use tollgate_core::{
         id::UserId,
@@ -243,6 +247,10 @@ mod tests {
         queue.ask(&demands(2), Month(2), asker(), true, Vec::new);
         assert_eq!(shape(&queue.next()), [3, 0, 2, 1, 1]);
         ask(&mut queue, 1, true);
+        queue.tell(Change { more: 1, ..Change::of(user(3)) });
+        ask(&mut queue, 1, true);
+        assert_eq!(shape(&queue.next()), [1, 0, 1], "what adds is not overtaken");
+        ask(&mut queue, 1, true);
         assert_eq!(shape(&queue.next()), [1], "what was sent is not joined any more");
         (0..=TOGETHER).for_each(|_| ask(&mut queue, 1, true));
         assert_eq!(shape(&queue.next()), [TOGETHER, 1]);
@@ -277,6 +285,15 @@ mod tests {
         ask(&mut queue, 1, false);
         assert_eq!(queue.next_asks().len(), CHANGES_AT_ONCE);
         assert_eq!(shape(&queue.next_asks()), [0, 1]);
+    }
+
+    #[test]
+    fn who_waits_when_a_session_ends_asks_again() {
+        let mut queue = Queue::default();
+        let (answer, mut waiting) = oneshot::channel();
+        queue.ask(&demands(1), Month(1), Asker { answer, ..asker() }, true, Vec::new);
+        queue.renew();
+        assert!(matches!(waiting.try_recv(), Ok(Answer::Forgotten)) && queue.is_empty());
     }
 
     #[test]

@@ -138,6 +138,14 @@ impl Change {
         true
     }
 
+    /// Is more counted after it than before, of anything?
+    #[must_use]
+    pub fn adds(&self) -> bool {
+        let booked = self.booked.map_or(Amount::default(), |(_, amount)| amount);
+        let counts_no_more = self.hold.plus(booked).fits_in(self.release.plus(self.unbook));
+        self.begun > 0 || self.more > 0 || !counts_no_more
+    }
+
     /// What was admitted without asking.
     #[must_use]
     pub fn unasked(demand: &Demand, tokens: u64) -> Self {
@@ -149,7 +157,8 @@ impl Change {
     #[must_use]
     pub fn undo(demand: &Demand, cell: u64, requests: u64, amount: Amount) -> Self {
         let release = if demand.caps.has_quota() { amount } else { Amount::default() };
-        Self { ended: requests, cell, requests, tokens: amount.tokens, release, ..Self::of(demand.subject.clone()) }
+        let ended = if demand.caps.counts_holders() { requests } else { 0 };
+        Self { ended, cell, requests, tokens: amount.tokens, release, ..Self::of(demand.subject.clone()) }
     }
 
     /// What a settlement changes in Redis; `None`: nothing.
@@ -159,7 +168,7 @@ impl Change {
         let if_limited = |tokens: u64| if limits_tokens { tokens } else { 0 };
         let if_quota = |amount: Amount| if has_quota { amount } else { Amount::default() };
         let change = Self {
-            ended: 1,
+            ended: u64::from(demand.caps.counts_holders()),
             cell,
             tokens: if_limited(need.tokens.saturating_sub(actual.tokens)),
             more: if_limited(actual.tokens.saturating_sub(need.tokens)),
@@ -167,8 +176,7 @@ impl Change {
             release: if_quota(need),
             ..Self::of(demand.subject.clone())
         };
-        let counts = demand.caps.concurrency > 0 || has_quota;
-        (counts || change.tokens > 0 || change.more > 0).then_some(change)
+        (change.ended > 0 || change.tokens > 0 || change.more > 0).then_some(change)
     }
 
     /// As the script takes it.

@@ -32,7 +32,7 @@ impl Reservation {
     pub fn settle(mut self, actual: Amount) -> Option<Hold> {
         let taken = self.open.take()?;
         let (limiter, demands, reserved) = (&self.limiter, &self.demands, self.reserved);
-        let act = || limiter.0.memory.settle(demands, taken, actual.tokens, actual, limiter.now_ms());
+        let act = || limiter.0.memory.settle(demands, taken, actual, limiter.now_ms());
         limiter.change(reserved, act, || {
             let each = demands.iter().enumerate();
             each.filter_map(|(index, demand)| Change::settlement(demand, reserved.cell(index), taken.need, actual))

@@ -171,11 +171,12 @@ impl Limiter {
     async fn sync(&self, redis: &Redis) -> Seen {
         let (asked_ms, mut seen) = (self.now_ms(), Seen::new());
         let subjects = self.0.memory.subjects(MAX_COPIES, |subject, state| {
-            let holds = state.in_flight() > 0 || !state.held().is_zero();
+            let (in_flight, held) = state.told();
+            let holds = in_flight > 0 || !held.is_zero();
             !matches!(subject, Subject::Others(_)) && (holds || state.is_recent(asked_ms))
         });
         for batch in subjects.chunks(SYNC_BATCH) {
-            let Some(shown) = redis.sync(batch, asked_ms, |subject| self.0.memory.holdings(subject)).await else {
+            let Some(shown) = redis.sync(batch, asked_ms, |subject| self.0.memory.told(subject)).await else {
                 break;
             };
             for (subject, shown) in batch.iter().zip(shown) {

@@ -108,6 +108,12 @@ impl Caps {
     pub fn has_quota(&self) -> bool {
         self.monthly_tokens > 0 || self.monthly_nano_usd > 0
     }
+
+    /// Does it matter who has requests in flight?
+    #[must_use]
+    pub fn counts_holders(&self) -> bool {
+        self.concurrency > 0 || self.has_quota()
+    }
 }
 
 /// Whom a limit binds. The order is that in which subjects of one request are locked.

@@ -1,10 +1,10 @@
--- The short way of limits.lua, in less than half of its time: for requests that are asked for alone, at subjects where this
--- replica admitted others within the same second, as it is where many come. What it comes upon besides is for the long way:
--- then it has written nothing, and returns nil.
+-- The short way of limits.lua, in less than half of its time: for one ask, of one request or of several of one caller, at
+-- subjects where somebody was admitted within the same second, as it is where many come. What it comes upon besides is for
+-- the long way: then it has written nothing, and returns nil.
 --
 -- What takes the long way its time are tables, functions and names; here a subject is a handful of local variables.
 --
--- Who holds what is known also of subjects where nobody asks for it (sync.lua): there it is corrected, and not renewed.
+-- Who holds what may still stand in a state where no limit asks for it any more: there it is corrected, and not renewed.
 local now = clock(ARGV[1])
 
 local function alone()

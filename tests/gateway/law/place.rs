@@ -133,7 +133,7 @@ impl Place for Process {
     }
 
     fn settle(&self, held: Held, used: Amount) -> Unbooked {
-        self.memory.settle(&held.demands, held.taken, used.tokens, used, self.now());
+        self.memory.settle(&held.demands, held.taken, used, self.now());
         Unbooked { held, used }
     }
 
@@ -173,7 +173,7 @@ impl Replica {
     }
 
     pub(super) fn known(&self, demand: &Demand) -> Known {
-        let (in_flight, held) = self.memory.holdings(&demand.subject);
+        let (in_flight, held) = self.memory.told(&demand.subject);
         let held = if demand.caps.has_quota() { held } else { Amount::default() };
         let is_recent = self.memory.is_recent(&demand.subject, self.now());
         Known { booked: self.books.of(month(self.now()), &demand.subject), in_flight, held, is_recent }
@@ -190,7 +190,7 @@ impl Replica {
 
     /// Says to Redis that this replica lives and what it holds.
     pub(super) fn sync(&self, subject: &Subject) {
-        let known = |subject: &Subject| self.memory.holdings(subject);
+        let known = |subject: &Subject| self.memory.told(subject);
         self.runtime.block_on(self.redis.sync(std::slice::from_ref(subject), self.now(), known)).unwrap();
     }
 
@@ -218,23 +218,16 @@ impl Place for Replica {
     fn settle(&self, held: Held, used: Amount) -> Unbooked {
         let (need, cell) = (held.taken.need, held.reserved.cell(0));
         let settle = |demand: &Demand| {
-            let if_limited = |tokens: u64| if demand.caps.tpm > 0 { tokens } else { 0 };
-            let if_quota = |amount: Amount| if demand.caps.has_quota() { amount } else { Amount::default() };
-            let tokens = if_limited(need.tokens.saturating_sub(used.tokens));
-            let more = if_limited(used.tokens.saturating_sub(need.tokens));
-            let (hold, release) = (if_quota(used), if_quota(need));
-            Change { ended: 1, cell, tokens, more, hold, release, ..Change::of(demand.subject.clone()) }
+            let change = Change::settlement(demand, cell, need, used);
+            change.unwrap_or_else(|| Change::of(demand.subject.clone()))
         };
-        self.change(&held, || self.memory.settle(&held.demands, held.taken, used.tokens, used, self.now()), settle);
+        self.change(&held, || self.memory.settle(&held.demands, held.taken, used, self.now()), settle);
         Unbooked { held, used }
     }
 
     fn undo(&self, held: Held) {
         let (need, cell) = (held.taken.need, held.reserved.cell(0));
-        let undo = |demand: &Demand| {
-            let release = if demand.caps.has_quota() { need } else { Amount::default() };
-            Change { ended: 1, cell, requests: 1, tokens: need.tokens, release, ..Change::of(demand.subject.clone()) }
-        };
+        let undo = |demand: &Demand| Change::undo(demand, cell, 1, need);
         self.change(&held, || self.memory.undo(&held.demands, held.taken), undo);
     }
 

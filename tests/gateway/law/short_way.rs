@@ -171,7 +171,7 @@ fn finish(replica: &Replica, held: Held, end: End, used: u64) {
                 changes.map(|(index, demand)| Change::undo(demand, cell(index), 1, need)).collect()
             }
             End::Settle | End::SettleAndBook => {
-                replica.memory.settle(&demands, taken, used.tokens, used, replica.now());
+                replica.memory.settle(&demands, taken, used, replica.now());
                 let settled = changes
                     .filter_map(|(index, demand)| Change::settlement(demand, cell(index), need, used))
                     .map(|change| match end {

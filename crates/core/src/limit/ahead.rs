@@ -3,7 +3,7 @@
 //! Where the decision is made elsewhere, each request waits for it. A caller that sends many a second need not: so many as it
 //! is about to send are admitted ahead, together. What is admitted ahead is taken from others until it is used or given
 //! back. So it is only done where that cannot hurt: at most the [`AMPLE`]th part of what any limit leaves, and only as much
-//! as is used within 25 milliseconds, judged by the last tenth of a second.
+//! as is used within 25 milliseconds, judged by the last tenth of a second or by what came of this one so far.
 
 use super::{Amount, Caps, standing::Standing, window::CELL_MS};
 
@@ -42,7 +42,8 @@ impl Pace {
     #[must_use]
     pub fn stock(&self, left_ms: u64) -> u32 {
         let (least, most) = STOCK;
-        let stock = (u64::from(self.before.0) * left_ms.min(LASTS_MS) / PERIOD_MS).min(most);
+        let requests = self.before.0.max(self.requests);
+        let stock = (u64::from(requests) * left_ms.min(LASTS_MS) / PERIOD_MS).min(most);
         u32::try_from(stock).ok().filter(|_| stock >= least).unwrap_or(0)
     }
 
@@ -152,17 +153,18 @@ mod tests {
     #[test]
     fn the_stock_follows_the_last_period() {
         let mut pace = Pace::default();
-        (0..400).for_each(|n| pace.note(amount(n % 7), 1_000));
+        (0..15).for_each(|n| pace.note(amount(n % 7), 1_000));
         assert_eq!((pace.stock(900), pace.need()), (0, amount(6)), "nothing is known yet");
+        (15..400).for_each(|n| pace.note(amount(n % 7), 1_050));
+        assert_eq!(pace.stock(900), 100, "there are as many in half a period");
         pace.note(amount(2), 1_100);
         assert_eq!((pace.stock(900), pace.need()), (100, amount(6)));
         assert_eq!([pace.stock(20), pace.stock(1), pace.stock(0)], [80, 4, 0], "no more than come in what is left");
         pace.note(amount(2), 1_299);
         assert_eq!((pace.stock(900), pace.need()), (0, amount(2)), "one request is too few");
         (0..1_000_000).for_each(|_| pace.note(amount(1), 1_300));
-        pace.note(amount(1), 1_400);
         assert_eq!(u64::from(pace.stock(900)), STOCK.1);
-        assert!(!pace.is_idle(1_599) && pace.is_idle(1_600));
+        assert!(!pace.is_idle(1_499) && pace.is_idle(1_500));
         pace.note(amount(1), 9_000);
         assert_eq!(pace.stock(900), 0, "it has been quiet");
     }

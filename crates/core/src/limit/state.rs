@@ -131,6 +131,8 @@ pub struct State {
     tokens: Option<Box<Window>>,
     mirror: Option<Box<Mirror>>,
     in_flight: u64,
+    /// Those of them that were admitted while a limit counted holders.
+    told: u64,
     held: Amount,
 }
 
@@ -211,41 +213,61 @@ impl State {
             self.tokens.get_or_insert_default().add(now_ms, all.tokens);
         }
         self.in_flight += times;
+        if caps.counts_holders() {
+            self.told += times;
+        }
         if caps.has_quota() {
             self.held = self.held.plus(all);
         }
     }
 
-    /// Corrects a reservation to the truth. What was too much goes back into its own cell; what was too little counts
-    /// from the moment it is known. `held` is what remains held until the database has it.
-    pub fn settle(&mut self, cell: u64, need: Amount, actual_tokens: u64, held: Amount, now_ms: u64) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.held = self.held.minus(need).plus(held);
+    /// Corrects a reservation that `caps` bound to the truth. What was too much goes back into its own cell; what was too
+    /// little counts from the moment it is known. `actual` remains held, if there is a quota, until the database has it.
+    pub fn settle(&mut self, caps: &Caps, cell: u64, need: Amount, actual: Amount, now_ms: u64) {
+        self.end(caps, 1, need);
+        if caps.has_quota() {
+            self.held = self.held.plus(actual);
+        }
         if let Some(tokens) = &mut self.tokens {
-            tokens.take_back(cell, need.tokens.saturating_sub(actual_tokens));
-            let more = actual_tokens.saturating_sub(need.tokens);
+            tokens.take_back(cell, need.tokens.saturating_sub(actual.tokens));
+            let more = actual.tokens.saturating_sub(need.tokens);
             if more > 0 {
                 tokens.add(now_ms, more);
             }
         }
     }
 
-    /// Undoes so many reservations of `need` each as if they had never been made.
-    pub fn undo(&mut self, cell: u64, times: u64, need: Amount) {
-        let all = need.times(times);
-        self.in_flight = self.in_flight.saturating_sub(times);
-        self.held = self.held.minus(all);
+    /// Undoes so many reservations of `need` each, that `caps` bound, as if they had never been made.
+    pub fn undo(&mut self, caps: &Caps, cell: u64, times: u64, need: Amount) {
+        self.end(caps, times, need);
         if let Some(requests) = &mut self.requests {
             requests.take_back(cell, times);
         }
         if let Some(tokens) = &mut self.tokens {
-            tokens.take_back(cell, all.tokens);
+            tokens.take_back(cell, need.times(times).tokens);
+        }
+    }
+
+    fn end(&mut self, caps: &Caps, times: u64, need: Amount) {
+        self.in_flight = self.in_flight.saturating_sub(times);
+        if caps.counts_holders() {
+            self.told = self.told.saturating_sub(times);
+        }
+        if caps.has_quota() {
+            self.held = self.held.minus(need.times(times));
         }
     }
 
     /// Lets go of what the database now has.
     pub fn release(&mut self, held: Amount) {
         self.held = self.held.minus(held);
+    }
+
+    /// What others are told is held here: requests in flight, and amounts. Of requests from before a limit counted them
+    /// nobody is told, also when they end.
+    #[must_use]
+    pub fn told(&self) -> (u64, Amount) {
+        (self.told, self.held)
     }
 
     /// Requests in flight.
@@ -386,10 +408,10 @@ mod tests {
         let mut state = State::default();
         let cell = admit(&mut state, caps, tokens(80), Amount::default(), NOW, Share::WHOLE).unwrap();
         assert!(admit(&mut state, caps, tokens(1), Amount::default(), NOW, Share::WHOLE).is_err(), "one at once");
-        state.settle(cell, tokens(80), 30, tokens(30), NOW + 500);
+        state.settle(&caps, cell, tokens(80), tokens(30), NOW + 500);
         assert_eq!((state.in_flight(), state.held()), (0, tokens(30)));
         let cell = admit(&mut state, caps, tokens(70), Amount::default(), NOW + 500, Share::WHOLE).unwrap();
-        state.settle(cell, tokens(70), 90, tokens(90), NOW + 2000);
+        state.settle(&caps, cell, tokens(70), tokens(90), NOW + 2000);
         assert_eq!(state.held(), tokens(120));
         let mut standing = Standing::default();
         state.show(&caps, NOW + 2000, &mut standing);
@@ -403,7 +425,7 @@ mod tests {
         let caps = Caps { rpm: 1, tpm: 10, concurrency: 1, monthly_tokens: 10, ..Caps::default() };
         let mut state = State::default();
         let cell = admit(&mut state, caps, tokens(10), Amount::default(), NOW, Share::WHOLE).unwrap();
-        state.undo(cell, 1, tokens(10));
+        state.undo(&caps, cell, 1, tokens(10));
         assert!(state.is_idle(NOW));
     }
 
@@ -421,10 +443,10 @@ mod tests {
         };
         assert_eq!(seen(&mut one_by_one), seen(&mut together));
         assert_eq!((together.in_flight(), together.held()), (7, tokens(70)));
-        (0..4).for_each(|_| one_by_one.undo(cell, 1, tokens(10)));
-        together.undo(cell, 4, tokens(10));
+        (0..4).for_each(|_| one_by_one.undo(&caps, cell, 1, tokens(10)));
+        together.undo(&caps, cell, 4, tokens(10));
         assert_eq!(seen(&mut one_by_one), seen(&mut together));
-        together.undo(cell, 3, tokens(10));
+        together.undo(&caps, cell, 3, tokens(10));
         assert!(together.is_idle(NOW));
     }
 
@@ -481,7 +503,7 @@ mod tests {
                 now += wait;
                 open.retain(|&(ends, cell, need, index, used)| {
                     if ends <= now {
-                        state.settle(cell, tokens(need), used, Amount::default(), now);
+                        state.settle(&caps, cell, tokens(need), tokens(used), now);
                         admitted[index].1 = used;
                     }
                     ends > now
