@@ -3,7 +3,7 @@
 //! Where the decision is made elsewhere, each request waits for it. A caller that sends many a second need not: so many as it
 //! is about to send are admitted ahead, together. What is admitted ahead is taken from others until it is used or given
 //! back. So it is only done where that cannot hurt: at most the [`AMPLE`]th part of what any limit leaves, and only as much
-//! as is used within 25 milliseconds, judged by the last tenth of a second or by what came of this one so far.
+//! as is used within 25 milliseconds, judged by the last tenth of a second or by what came of this one so far, if that is much.
 
 use super::{Amount, Caps, standing::Standing, window::CELL_MS};
 
@@ -11,6 +11,8 @@ use super::{Amount, Caps, standing::Standing, window::CELL_MS};
 pub const PERIOD_MS: u64 = 100;
 /// For how long the stock lasts: a quarter of a period.
 const LASTS_MS: u64 = PERIOD_MS / 4;
+/// So many within a period are many before it is over.
+const MANY: u32 = 64;
 /// Fewer are not worth it, and more are never wanted.
 const STOCK: (u64, u64) = (4, 256);
 /// Of what is left of a limit, so many times as much stays for others.
@@ -42,7 +44,7 @@ impl Pace {
     #[must_use]
     pub fn stock(&self, left_ms: u64) -> u32 {
         let (least, most) = STOCK;
-        let requests = self.before.0.max(self.requests);
+        let requests = if self.requests < MANY { self.before.0 } else { self.before.0.max(self.requests) };
         let stock = (u64::from(requests) * left_ms.min(LASTS_MS) / PERIOD_MS).min(most);
         u32::try_from(stock).ok().filter(|_| stock >= least).unwrap_or(0)
     }
@@ -153,9 +155,9 @@ mod tests {
     #[test]
     fn the_stock_follows_the_last_period() {
         let mut pace = Pace::default();
-        (0..15).for_each(|n| pace.note(amount(n % 7), 1_000));
+        (1..u64::from(MANY)).for_each(|n| pace.note(amount(n % 7), 1_000));
         assert_eq!((pace.stock(900), pace.need()), (0, amount(6)), "nothing is known yet");
-        (15..400).for_each(|n| pace.note(amount(n % 7), 1_050));
+        (u64::from(MANY)..=400).for_each(|n| pace.note(amount(n % 7), 1_050));
         assert_eq!(pace.stock(900), 100, "there are as many in half a period");
         pace.note(amount(2), 1_100);
         assert_eq!((pace.stock(900), pace.need()), (100, amount(6)));
