@@ -324,13 +324,7 @@ impl Limiter {
         let at = Circumstances { now_ms: plan.now_ms, share: redis.share(), windows_only: true };
         let (demands, need) = (Arc::clone(&plan.demands), plan.need.amount);
         self.decide(plan, at, reserved).inspect_err(|_| {
-            redis.change(reserved, || {
-                demands
-                    .iter()
-                    .enumerate()
-                    .map(|(index, demand)| Change::undo(demand, reserved.cell(index), 1, need))
-                    .collect()
-            });
+            redis.change(reserved, || Change::undo_all(&demands, |index| reserved.cell(index), 1, need));
         })
     }
 

@@ -287,8 +287,8 @@ impl Redis {
                     continue;
                 };
                 // Nobody waited any longer: it was decided otherwise.
-                let undo = |(index, demand)| Change::undo(demand, counted.cells[index], times, amount);
-                demands.iter().enumerate().map(undo).for_each(|change| queue.tell(change));
+                let undone = Change::undo_all(&demands, |index| counted.cells[index], times, amount);
+                undone.into_iter().for_each(|change| queue.tell(change));
             }
         }
         if !queue.is_empty() {

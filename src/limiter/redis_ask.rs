@@ -129,7 +129,8 @@ impl Ask {
     /// amount and finds the least that it needs.
     pub fn least(&self) -> Amount {
         let of_each = self.askers.iter().scan(Amount::default(), |before, asker| {
-            let least = before.plus(asker.need.amount.times(u64::from(asker.times) - 1)).plus(asker.need.least);
+            let least =
+                before.plus(asker.need.amount.times(u64::from(asker.times).saturating_sub(1))).plus(asker.need.least);
             *before = before.plus(asker.amount());
             Some(least)
         });

@@ -2,8 +2,8 @@
 //!
 //! The order is what makes corrections exact: an ask brings along what this replica held at that moment, and a correction
 //! counts before or after it, in Redis as here. Only who joins an earlier ask overtakes what came about in between: never what
-//! adds to anything, and if it was refused for want of what was given back, it asks again. Corrections of the same subject with no ask between them become one, so
-//! that a thousand rows that are booked at once cost one of each subject.
+//! adds to anything, and if it was refused for want of what was given back, it asks again. Corrections of the same subject
+//! with no ask between them become one, so that a thousand rows that are booked at once cost one of each subject.
 
 use std::{
     collections::{HashMap, VecDeque},

@@ -161,6 +161,12 @@ impl Change {
         Self { ended, cell, requests, tokens: amount.tokens, release, ..Self::of(demand.subject.clone()) }
     }
 
+    /// The same at all subjects of a request. `cell`: that at the subject of an index.
+    pub fn undo_all(demands: &[Demand], cell: impl Fn(usize) -> u64, requests: u64, amount: Amount) -> Vec<Self> {
+        let each = demands.iter().enumerate();
+        each.map(|(index, demand)| Self::undo(demand, cell(index), requests, amount)).collect()
+    }
+
     /// What a settlement changes in Redis; `None`: nothing.
     #[must_use]
     pub fn settlement(demand: &Demand, cell: u64, need: Amount, actual: Amount) -> Option<Self> {

@@ -8,8 +8,7 @@ use tollgate_core::limit::{
     state::Demand,
 };
 
-use super::redis::Reserved;
-use super::{Limiter, memory::Taken, redis_wire::Change};
+use super::{Limiter, memory::Taken, redis::Reserved, redis_wire::Change};
 
 /// What an admitted request holds. Dropped unused, it is undone: the request was never sent.
 #[derive(Debug)]
@@ -91,8 +90,6 @@ impl Drop for Lot {
 
 fn undo(limiter: &Limiter, demands: &[Demand], reserved: Reserved, times: u64, taken: Taken) {
     let act = || limiter.0.memory.undo_all(demands, times, taken);
-    limiter.change(reserved, act, || {
-        let each = demands.iter().enumerate();
-        each.map(|(index, demand)| Change::undo(demand, reserved.cell(index), times, taken.need.times(times))).collect()
-    });
+    let amount = taken.need.times(times);
+    limiter.change(reserved, act, || Change::undo_all(demands, |index| reserved.cell(index), times, amount));
 }

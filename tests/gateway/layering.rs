@@ -62,10 +62,17 @@ fn broken(file: &str, text: &str, hooks: &[String]) -> Vec<String> {
 /// Every path in `text`, with `use a::{b, c::d}` as `a::b` and `a::c::d`.
 fn paths(text: &str) -> BTreeSet<String> {
     let code = text.split("#[cfg(test)]\nmod tests").next().unwrap_or_default();
-    let code: String =
-        code.lines().filter(|line| !line.trim_start().starts_with("//")).map(|l| format!("{l}\n")).collect();
-    let imports = code.split("use ").skip(1).filter_map(|rest| rest.split_once(';')).flat_map(|(tree, _)| expand(tree));
-    let inline = code
+    let (mut imports, mut others, mut is_import) = (String::new(), String::new(), false);
+    for line in code.lines().map(str::trim).filter(|line| !line.starts_with("//")) {
+        let begins = ["use ", "pub use ", "pub(crate) use ", "pub(super) use "];
+        is_import |= begins.iter().any(|begin| line.starts_with(begin));
+        let of = if is_import { &mut imports } else { &mut others };
+        *of += &format!("{line}\n");
+        is_import &= !line.ends_with(';');
+    }
+    let trees = imports.split("use ").skip(1).filter_map(|rest| rest.split_once(';'));
+    let imports = trees.flat_map(|(tree, _)| expand(tree));
+    let inline = others
         .split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
         .filter(|word| word.contains("::") && !word.ends_with("::"));
     imports.chain(inline.map(str::to_owned)).collect()

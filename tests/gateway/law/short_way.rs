@@ -168,7 +168,7 @@ fn finish(replica: &Replica, held: Held, end: End, used: u64) {
         match end {
             End::Undo => {
                 replica.memory.undo(&demands, taken);
-                changes.map(|(index, demand)| Change::undo(demand, cell(index), 1, need)).collect()
+                Change::undo_all(&demands, cell, 1, need)
             }
             End::Settle | End::SettleAndBook => {
                 replica.memory.settle(&demands, taken, used, replica.now());
