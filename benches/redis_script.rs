@@ -1,10 +1,11 @@
 //! What the scripts cost in Redis: `cargo bench --bench redis_script`.
 //!
 //! Redis runs one script at a time, so its time bounds how many requests all replicas together can admit. It is Redis's
-//! own figure (`INFO commandstats`), of five subjects at limits of 10,000 RPM, near which they are all the time (on a
-//! simulated clock), and at limits a thousand times as high, to show that it does not grow. Requests at once share a
-//! call, so the figure is given for one that is alone, for eight at once and for eight that are decided on together, each
-//! with what an earlier one gave back. What a script costs that does nothing stands beside it: the figures of a machine that
+//! own figure (`INFO commandstats`), at limits of 10,000 RPM, near which the subjects are all the time (on a simulated
+//! clock), and at limits a thousand times as high, to show that it does not grow. Every subject has a limit of each kind.
+//! An address, a user, a key, and a model within it are all that one request has; a fifth is for good measure. Requests at
+//! once share a call, so the figure is given for one that is alone, for eight at once and for eight that are decided on
+//! together, each with what an earlier one gave back. What a script costs that does nothing stands beside it: the figures of a machine that
 //! is disturbed grow together. Medians of interleaved rounds, with the least and the most.
 
 use std::{
@@ -71,8 +72,9 @@ async fn compare(url: &str) -> anyhow::Result<()> {
     let mut control = redis::Client::open(url)?.get_connection()?;
     let mut cases = Vec::new();
     for rpm in [10_000, 10_000_000] {
-        for (at_once, may_join) in [(1, false), (8, false), (8, true)] {
-            cases.push(Case::new(url, cases.len(), rpm, at_once, may_join).await?);
+        for (subjects, at_once, may_join) in [(4, 1, false), (5, 1, false), (5, 8, false), (5, 8, true)] {
+            let demands = some_subjects(subjects, cases.len(), rpm);
+            cases.push(Case::new(url, rpm, at_once, may_join, demands).await?);
         }
     }
     let (mut empty, mut figures) = (Vec::new(), vec![Vec::new(); cases.len()]);
@@ -91,7 +93,8 @@ async fn compare(url: &str) -> anyhow::Result<()> {
     println!("a script that does nothing, per call: {}", median(&mut empty));
     for (case, figures) in cases.iter().zip(&mut figures) {
         let how = if case.may_join { "together" } else { "at once" };
-        println!("five subjects at {} RPM, {} {how}, per request: {}", case.rpm, case.at_once, median(figures));
+        let (subjects, rpm, at_once) = (case.demands.len(), case.rpm, case.at_once);
+        println!("{subjects} subjects at {rpm} RPM, {at_once} {how}, per request: {}", median(figures));
     }
     Ok(())
 }
@@ -105,10 +108,10 @@ fn median(figures: &mut [f64]) -> String {
 fn empty_script(control: &mut redis::Connection) -> anyhow::Result<f64> {
     let script: String = redis::cmd("SCRIPT").arg("LOAD").arg("return 1").query(control)?;
     let () = redis::cmd("CONFIG").arg("RESETSTAT").query(control)?;
-    let keys: Vec<String> = five_subjects(0, 1).iter().map(|demand| key_of(&demand.subject)).collect();
+    let keys: Vec<String> = some_subjects(5, 0, 1).iter().map(|demand| key_of(&demand.subject)).collect();
     for _ in 0..REQUESTS {
         let call =
-            redis::cmd("EVALSHA").arg(&script).arg(keys.len()).arg(&keys).arg([0_u8; 550].as_slice()).query(control);
+            redis::cmd("EVALSHA").arg(&script).arg(keys.len()).arg(&keys).arg([0_u8; 190].as_slice()).query(control);
         let _one: i64 = call?;
     }
     Ok(script_usec(control)? / REQUESTS as f64)
@@ -132,12 +135,12 @@ struct Case {
 }
 
 impl Case {
-    async fn new(url: &str, number: usize, rpm: u64, at_once: u64, may_join: bool) -> anyhow::Result<Self> {
+    async fn new(url: &str, rpm: u64, at_once: u64, may_join: bool, demands: Arc<[Demand]>) -> anyhow::Result<Self> {
         let clock = Arc::new(AtomicU64::new(1_800_000_000_000));
         let limiter = Redis::new(options(url), *b"bench---", Clock::Given(Arc::clone(&clock)));
         limiter.connect(0).await?;
         let now_us = clock.load(Ordering::Relaxed) * 1000;
-        Ok(Self { rpm, at_once, may_join, limiter, clock, now_us, demands: five_subjects(number, rpm) })
+        Ok(Self { rpm, at_once, may_join, limiter, clock, now_us, demands })
     }
 
     /// Microseconds of Redis's time per request.
@@ -188,14 +191,13 @@ fn script_usec(control: &mut redis::Connection) -> anyhow::Result<f64> {
     Ok(figure.context("no such figure")?.parse()?)
 }
 
-/// Of a user of their own for each case.
-fn five_subjects(number: usize, rpm: u64) -> Arc<[Demand]> {
+/// So many subjects (up to 5), of a user of their own for each case.
+fn some_subjects(count: usize, number: usize, rpm: u64) -> Arc<[Demand]> {
     let number = u32::try_from(number).unwrap_or(0);
     let user = UserId(number.into());
     let key = KeyId(1);
     let tpm = rpm * 100;
     let caps = Caps { rpm, tpm, concurrency: 1_000_000, monthly_tokens: 1_000_000_000_000, monthly_nano_usd: 0 };
-    // An address, a user, a key, and a model within it are all that one request has; the fifth is for good measure.
     let subjects = [
         Subject::Ip(std::net::Ipv4Addr::from_bits(number).into()),
         Subject::User(user),
@@ -203,5 +205,5 @@ fn five_subjects(number: usize, rpm: u64) -> Arc<[Demand]> {
         Subject::KeyModel(user, key, "gpt-4o".into()),
         Subject::KeyModel(user, key, "gpt-4o-mini".into()),
     ];
-    subjects.into_iter().map(|subject| Demand { subject, caps }).collect()
+    subjects.into_iter().take(count).map(|subject| Demand { subject, caps }).collect()
 }

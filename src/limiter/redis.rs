@@ -12,7 +12,7 @@
 //! script runs at the same time, and if one of the two refuses, the other one is undone.
 //!
 //! **Holders.** Reservations are kept per replica, as sums. Every call of a replica renews its own; a replica that died
-//! ceases to, and its sums lapse after [`LEASE_S`](super::redis_wire::LEASE_S). A replica that Redis does not know, or knows from an earlier session,
+//! ceases to, and its sums lapse after half a minute (`LEASE` in `form.lua`). A replica that Redis does not know, or knows from an earlier session,
 //! brings its own sums along: so a Redis that lost its memory, or a call whose outcome nobody knows, heals by a new number.
 //!
 //! **Silence.** No request waits for Redis longer than [`Options::patience`]; after [`SILENCE`] times as long without an answer

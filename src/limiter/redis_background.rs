@@ -11,7 +11,7 @@ use super::{
     redis::{CLOCK_TOLERANCE_MS, Redis},
     redis_batch::{Batch, Tag},
     redis_link::{Answers, Connection, LATE, Link, Scripts},
-    redis_wire::{Shown, float, key_of, numbers, parse_state, put},
+    redis_wire::{Shown, key_of, number, numbers, parse_state, put},
 };
 
 /// How long a silent replica still counts when limits are shared out, in seconds.
@@ -150,7 +150,7 @@ impl Redis {
             let mut call = caller.call(&link.scripts.sync, &keys);
             for (in_flight, held) in group.iter().map(|&index| known[index]) {
                 let mut numbers = Vec::with_capacity(24);
-                put(&mut numbers, &[in_flight, held.tokens, held.nano_usd].map(float));
+                put(&mut numbers, &[in_flight, held.tokens, held.nano_usd].map(number));
                 call.arg(numbers);
             }
             commands.push(call);

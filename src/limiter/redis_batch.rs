@@ -9,7 +9,7 @@ use redis::{Cmd, ErrorKind, RedisError, Value};
 use tollgate_core::{
     id::UserId,
     limit::{
-        Amount, Subject,
+        Subject,
         policy::MAX_DEMANDS,
         standing::{Left, Standing},
         state::{Demand, Kind, Refusal, Wait},
@@ -21,7 +21,7 @@ use super::{
     redis::{Counted, Verdict},
     redis_ask::Ask,
     redis_queue::Step,
-    redis_wire::{Caller, Change, doubles, float, key_of, put},
+    redis_wire::{Caller, Change, Known, doubles, key_of, number, put},
 };
 
 /// The verdict on requests that were asked for together: `None`: a state is not ours, so there is none.
@@ -42,8 +42,10 @@ struct Call {
     tag: Tag,
     keys: Vec<String>,
     places: HashMap<Subject, u16>,
+    /// How many steps are written.
+    count: i64,
     steps: Vec<u8>,
-    /// The correction that the steps end with, if they do.
+    /// The correction that comes after them, if one does.
     last: Option<Run>,
     /// Requests, and which of their subjects, by index.
     parts: Vec<(usize, Vec<usize>)>,
@@ -52,11 +54,9 @@ struct Call {
 /// A correction that is the same at subjects whose keys follow each other, as it mostly is at all of one request.
 #[derive(Debug)]
 struct Run {
-    numbers: [f64; 11],
+    numbers: [i64; 11],
     first: u16,
     count: u16,
-    /// Where its count stands in the steps.
-    count_at: usize,
 }
 
 /// The hash tag of a subject's state; see [`key_of`]. One for all, unless it is a cluster.
@@ -154,7 +154,7 @@ impl Batch {
     pub fn commands<'a>(&'a self, script: &'a str, caller: &'a Caller) -> impl Iterator<Item = Cmd> {
         self.calls.iter().map(move |call| {
             let mut command = caller.call(script, &call.keys);
-            command.arg(&call.steps);
+            command.arg(call.message());
             command
         })
     }
@@ -185,7 +185,8 @@ impl Call {
             tag,
             keys: Vec::new(),
             places: HashMap::new(),
-            steps: Vec::with_capacity(1024),
+            count: 0,
+            steps: Vec::with_capacity(512),
             last: None,
             parts: Vec::new(),
         }
@@ -210,35 +211,51 @@ impl Call {
             && run.first + run.count == place
         {
             run.count += 1;
-            self.steps[run.count_at..run.count_at + 2].copy_from_slice(&run.count.to_le_bytes());
             return;
         }
-        self.steps.extend([0_u16, place, 1].iter().flat_map(|number| number.to_le_bytes()));
-        self.last = Some(Run { numbers, first: place, count: 1, count_at: self.steps.len() - 2 });
-        put(&mut self.steps, &numbers);
+        self.end_run();
+        self.last = Some(Run { numbers, first: place, count: 1 });
     }
 
-    fn add_ask(&mut self, number: usize, ask: &Ask, indexes: Vec<usize>) {
-        self.last = None;
-        let count = u16::try_from(indexes.len()).unwrap_or(u16::MAX);
-        self.steps.extend_from_slice(&count.to_le_bytes());
-        let (amount, least) = (ask.amount(), ask.least());
-        let numbers = [ask.times(), amount.tokens, amount.nano_usd, least.tokens, least.nano_usd];
-        put(&mut self.steps, &numbers.map(float));
-        put(&mut self.steps, &[f64::from(ask.month.0)]);
-        for &index in &indexes {
-            let (Demand { subject, caps }, known) = (&ask.demands[index], &ask.known[index]);
-            let place = self.place(subject);
-            self.steps.extend_from_slice(&place.to_le_bytes());
-            let caps = [caps.rpm, caps.tpm, caps.concurrency, caps.monthly_tokens, caps.monthly_nano_usd].map(float);
-            put(&mut self.steps, &caps);
-            let Amount { tokens, nano_usd } = known.booked;
-            put(
-                &mut self.steps,
-                &[tokens, nano_usd, known.in_flight, known.held.tokens, known.held.nano_usd].map(float),
-            );
+    fn end_run(&mut self) {
+        if let Some(run) = self.last.take() {
+            self.count += 1;
+            run.put(&mut self.steps);
         }
-        self.parts.push((number, indexes));
+    }
+
+    /// What the script is told.
+    fn message(&self) -> Vec<u8> {
+        let mut message = Vec::with_capacity(self.steps.len() + 128);
+        put(&mut message, &[self.count + i64::from(self.last.is_some())]);
+        message.extend_from_slice(&self.steps);
+        if let Some(run) = &self.last {
+            run.put(&mut message);
+        }
+        message
+    }
+
+    fn add_ask(&mut self, nth: usize, ask: &Ask, indexes: Vec<usize>) {
+        self.end_run();
+        self.count += 1;
+        let (amount, least) = (ask.amount(), ask.least());
+        let numbers = [indexes.len() as u64, ask.times(), amount.tokens, amount.nano_usd, least.tokens, least.nano_usd]
+            .map(number);
+        put(&mut self.steps, &numbers);
+        put(&mut self.steps, &[ask.month.0.into()]);
+        for &index in &indexes {
+            let caps = &ask.demands[index].caps;
+            let caps = [caps.rpm, caps.tpm, caps.concurrency, caps.monthly_tokens, caps.monthly_nano_usd];
+            put(&mut self.steps, &caps.map(number));
+        }
+        for &index in &indexes {
+            let place = self.place(&ask.demands[index].subject);
+            put(&mut self.steps, &[place.into()]);
+            let Known { booked, in_flight, held, .. } = ask.known[index];
+            let known = [booked.tokens, booked.nano_usd, in_flight, held.tokens, held.nano_usd];
+            put(&mut self.steps, &known.map(number));
+        }
+        self.parts.push((nth, indexes));
     }
 
     /// Reads the answer of the script; its form is in the head of `limits.lua`.
@@ -254,6 +271,15 @@ impl Call {
             pending[*number].see(&asks[*number], indexes, now_ms, head, shown);
         }
         Ok(())
+    }
+}
+
+impl Run {
+    fn put(&self, message: &mut Vec<u8>) {
+        let mut numbers = Vec::with_capacity(99);
+        put(&mut numbers, &self.numbers);
+        put(message, &[0, self.first.into(), self.count.into(), number(numbers.len() as u64)]);
+        message.append(&mut numbers);
     }
 }
 

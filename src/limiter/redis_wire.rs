@@ -1,7 +1,8 @@
 //! What goes over the wire to the scripts in Redis and comes back, as bytes and numbers.
 //!
-//! Numbers travel as packed doubles: a script unpacks them in one call, where a dozen texts for each subject would have to
-//! be sent, split and read. The forms are those that the heads of `lua/*.lua` describe.
+//! Numbers travel there as MessagePack and back as packed doubles, which is what scripts read and write at the least cost; a
+//! dozen texts for each subject would have to be split and converted. The forms are those that the heads of `lua/*.lua`
+//! describe.
 
 use redis::{Cmd, ErrorKind, RedisError, Value};
 use tollgate_core::limit::{
@@ -9,9 +10,6 @@ use tollgate_core::limit::{
     state::{Demand, Mirror},
     window::{CELL_MS, CELLS},
 };
-
-/// How long what a replica holds outlives its last sign of life, in seconds.
-pub const LEASE_S: u32 = 30;
 
 /// What is corrected at one subject.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,11 +64,11 @@ pub struct Shown {
 #[must_use]
 pub fn key_of(subject: &Subject) -> String {
     match subject {
-        Subject::Ip(ip) => format!("tollgate:2:{{{ip}}}:ip"),
-        Subject::User(user) => format!("tollgate:2:{{u{user}}}:user"),
-        Subject::Key(user, key) => format!("tollgate:2:{{u{user}}}:key:{key}"),
-        Subject::KeyModel(user, key, model) => format!("tollgate:2:{{u{user}}}:key:{key}:{model}"),
-        Subject::Others(class) => format!("tollgate:2:{{others}}:{}", class.word()),
+        Subject::Ip(ip) => format!("tollgate:3:{{{ip}}}:ip"),
+        Subject::User(user) => format!("tollgate:3:{{u{user}}}:user"),
+        Subject::Key(user, key) => format!("tollgate:3:{{u{user}}}:key:{key}"),
+        Subject::KeyModel(user, key, model) => format!("tollgate:3:{{u{user}}}:key:{key}:{model}"),
+        Subject::Others(class) => format!("tollgate:3:{{others}}:{}", class.word()),
     }
 }
 
@@ -93,7 +91,8 @@ impl Caller {
         for key in keys {
             call.arg(key);
         }
-        call.arg(&self.clock).arg(&self.holder[..]).arg(self.session).arg(LEASE_S);
+        let [session, holder] = [&self.session.to_le_bytes()[..], &self.holder];
+        call.arg(&self.clock).arg([session, holder].concat());
         call
     }
 }
@@ -187,20 +186,21 @@ impl Change {
 
     /// As the script takes it.
     #[must_use]
-    pub fn numbers(&self) -> [f64; 11] {
-        let (month, booked) = self.booked.map_or((-1.0, Amount::default()), |(month, sum)| (f64::from(month.0), sum));
+    pub fn numbers(&self) -> [i64; 11] {
+        let (month, booked) = self.booked.map_or((-1, Amount::default()), |(month, sum)| (month.0.into(), sum));
+        let less = |a: u64, b: u64| number(a).saturating_sub(number(b));
         [
-            float(self.ended),
-            float(self.cell),
-            float(self.requests),
-            float(self.tokens),
-            float(self.begun),
-            float(self.more),
-            float(self.hold.tokens) - float(self.release.tokens),
-            float(self.hold.nano_usd) - float(self.release.nano_usd),
+            number(self.ended),
+            number(self.cell),
+            number(self.requests),
+            number(self.tokens),
+            number(self.begun),
+            number(self.more),
+            less(self.hold.tokens, self.release.tokens),
+            less(self.hold.nano_usd, self.release.nano_usd),
             month,
-            float(booked.tokens) - float(self.unbook.tokens),
-            float(booked.nano_usd) - float(self.unbook.nano_usd),
+            less(booked.tokens, self.unbook.tokens),
+            less(booked.nano_usd, self.unbook.nano_usd),
         ]
     }
 }
@@ -230,36 +230,44 @@ pub fn doubles(value: Value) -> Result<Vec<i64>, RedisError> {
 
 /// Reads the head and the cells of a state, in the form of `form.lua`.
 pub fn parse_state(bytes: &[u8], now_ms: u64, local_ms: u64) -> Option<Shown> {
-    const CELLS_AT: usize = 50;
-    if bytes.len() < CELLS_AT + 9 * CELLS || bytes[0] != b'2' {
+    const CELLS_AT: usize = 57;
+    if bytes.len() < CELLS_AT + 9 * CELLS || bytes[0] != b'3' {
         return None;
     }
-    let number = |at: usize, width: usize| {
+    let uint = |at: usize, width: usize| {
         bytes[at..at + width].iter().rev().fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte))
     };
-    let newest = number(1, 4);
+    let newest = uint(1, 4);
     let mut mirror = Mirror::default();
     let now = now_ms / CELL_MS;
     for back in 0..(CELLS as u64).min(newest) {
         let cell = newest - back;
         let slot = usize::try_from(cell % CELLS as u64).unwrap_or(0);
         let age = usize::try_from(now.saturating_sub(cell)).unwrap_or(usize::MAX);
-        mirror.requests.put_aged(local_ms, age, number(CELLS_AT + 9 * slot, 3));
-        mirror.tokens.put_aged(local_ms, age, number(CELLS_AT + 9 * slot + 3, 6));
+        mirror.requests.put_aged(local_ms, age, uint(CELLS_AT + 9 * slot, 3));
+        mirror.tokens.put_aged(local_ms, age, uint(CELLS_AT + 9 * slot + 3, 6));
     }
-    let month = Month(i32::try_from(number(9, 4)).unwrap_or(0));
-    let booked = Amount { tokens: number(13, 7), nano_usd: number(20, 7) };
-    Some(Shown { mirror, booked: (number(27, 1) == 1).then_some((month, booked)) })
+    let month = i32::try_from(uint(9, 4)).unwrap_or(0);
+    let sum = |at: usize| whole(f64::from_bits(uint(at, 8)));
+    let booked = Amount { tokens: sum(13), nano_usd: sum(21) };
+    Some(Shown { mirror, booked: (month > 0).then_some((Month(month), booked)) })
 }
 
-/// Numbers of the limiter are far below 2^53, where doubles are exact.
-pub fn float(n: u64) -> f64 {
-    n as f64
+/// As it travels. Numbers of the limiter are far below 2^53, where the doubles of a script are exact.
+pub fn number(n: u64) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-/// Adds numbers as the scripts unpack them.
-pub fn put(bytes: &mut Vec<u8>, numbers: &[f64]) {
-    bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+/// Adds numbers to a message.
+pub fn put(bytes: &mut Vec<u8>, numbers: &[i64]) {
+    for &number in numbers {
+        let Ok(_) = rmp::encode::write_sint(bytes, number) else { unreachable!("a vector takes everything") };
+    }
+}
+
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "sums are whole, positive and below 2^53")]
+fn whole(double: f64) -> u64 {
+    double as u64
 }
 
 #[cfg(test)]

@@ -70,7 +70,7 @@ async fn until_degraded(gateway: &Gateway, is_degraded: bool) {
 
 /// The name of the one key's state in Redis.
 fn state_of_key(redis: &Redis) -> String {
-    let names: Vec<String> = redis.command(&["KEYS", "tollgate:2:*:key:*"]);
+    let names: Vec<String> = redis.command(&["KEYS", "tollgate:3:*:key:*"]);
     let [name] = &names[..] else { panic!("{names:?}") };
     name.clone()
 }

@@ -2,80 +2,90 @@
 -- subjects where somebody was admitted within the same second, as it is where many come. What it comes upon besides is for
 -- the long way: then it has written nothing, and returns nil.
 --
--- What takes the long way its time are tables, functions and names; here a subject is a handful of local variables.
+-- What takes the long way its time are tables, functions and names; here a subject is a handful of local variables. What is
+-- used of form.lua is handed over: a function that captures something takes as much time for it as for a subject's sums.
 --
 -- Who holds what may still stand in a state where no limit asks for it any more: there it is corrected, and not renewed.
 local now = clock(ARGV[1])
 
-local function alone()
-  local pack, unpack, call, pcall, keys, steps, at = pack, unpack, call, redis.pcall, KEYS, ARGV[5], 1
-  local HEAD_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE = HEAD_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE
-  -- Bytes of a correction, and of a subject of a request.
-  local CORRECTION, SUBJECT = 94, 82
-  local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
-  local cell = math.floor(now / 1000)
-  -- Every state and our holder in it begin like this: they are compared, not read.
-  local newest, mine, renewed = pack('<c1I4I4', FORM, cell, cell), pack('<c8I4', ARGV[2], ARGV[3]), cell + ARGV[4]
+local function alone(now, keys, mine, steps, read, pack, unpack, call, pcall, FORM, CELLS, CELL, CELL_SIZE, HEAD_FROM,
+                     WINDOWS_FROM, NEWEST_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE, MOST_REQUESTS, MOST_TOKENS, LEASE)
+  -- Where the name of a holder is in it.
+  local NAME_AT = 24
+  local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
+  local cell = (now - now % 1000) / 1000
+  -- Every state begins like this: it is compared, not read.
+  local newest, renewed = pack('<c1I4I4', FORM, cell, cell), cell + LEASE
 
-  local corrections, pieces = { nil, nil, nil, nil, nil, nil, nil, nil }, { nil, nil, nil, nil, nil, nil, nil, nil }
-  local subjects, first, count = unpack('<I2I2I2', steps)
-  while subjects == 0 do
-    for key = first, first + count - 1 do
+  local at, corrections, count = nil, nil, nil
+  at, count = read(steps, 1, 0)
+  -- Of a correction: 0, first key, keys, bytes. Of a request:
+  local subjects, times, need_tokens, need_nano
+  at, subjects, times, need_tokens, need_nano = read(steps, 4, at)
+  for _ = 2, count do
+    if subjects ~= 0 then return end
+    corrections = corrections or { nil, nil, nil, nil, nil, nil, nil, nil }
+    for key = times, times + need_tokens - 1 do
       if corrections[key] then return end
-      corrections[key] = at + 6
+      corrections[key] = at
     end
-    at = at + CORRECTION
-    if at > #steps then return end
-    subjects, first, count = unpack('<I2I2I2', steps, at)
+    at, subjects, times, need_tokens, need_nano = read(steps, 4, at + need_nano)
   end
-  local times, need_tokens, need_nano, least_tokens, least_nano, month
-  times, need_tokens, need_nano, least_tokens, least_nano, month, at = unpack('<dddddd', steps, at + 2)
-  if at + SUBJECT * subjects <= #steps then return end
+  if subjects == 0 then return end
+  local least_tokens, least_nano, month
+  at, least_tokens, least_nano, month = read(steps, 3, at)
 
-  local older, reply, n = nil, { now, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 3
+  local pieces, froms, older = { nil, nil, nil, nil, nil, nil, nil, nil }, nil, nil
+  local reply, n = { now, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }, 3
   local decoded, ended, from, back_r, back_t, begun, more, more_tokens, more_nano, _, b_tokens, b_nano, old_from, old_to
   for key = 1, #keys do
     local v = pcall('GETRANGE', keys[key], HEAD_FROM, TO_END)
-    local size, place = #v, HOLDERS_AT
-    if size < HEAD_SIZE or (size - HEAD_SIZE) % HOLDER_SIZE ~= 0 then return end
+    local size, place, holds, renews, is_older = #v, HOLDERS_AT, false, false, false
+    if size < HEAD_SIZE then return end
     if size == HEAD_SIZE then v, place = v .. NOBODY, nil end
-    local seen, s_month, bt, bn, quota, rs, ts, cr, ct, holder, expires, busy, tokens, nano =
-      unpack('<c9I4I7I7I1I6I7I3I6c12I4I4I7I7', v)
+    local seen, s_month, bt, bn, rb, tb, cr, ct, busy, tokens, nano, expires, holder =
+      unpack('<c9I4ddddfdfddI4c12', v)
     if seen ~= newest then return end
     if place and holder ~= mine then
       place = v:find(mine, HOLDERS_AT + HOLDER_SIZE, true)
-      if not place or (place - HOLDERS_AT) % HOLDER_SIZE ~= 0 then return end
-      expires, busy, tokens, nano = unpack('<I4I4I7I7', v, place + 12)
+      if place then
+        place = place - NAME_AT
+        if (place - HOLDERS_AT) % HOLDER_SIZE ~= 0 then return end
+        busy, tokens, nano, expires = unpack('<fddI4', v, place)
+      end
     end
-    if place and expires <= cell then return end
 
-    local correction = corrections[key]
+    local correction = corrections and corrections[key]
     if correction then
       if correction ~= decoded then
-        decoded, ended, from, back_r, back_t, begun, more, more_tokens, more_nano, _, b_tokens, b_nano =
-          correction, unpack('<ddddddddddd', steps, correction)
+        decoded, _, ended, from, back_r, back_t, begun, more, more_tokens, more_nano, _, b_tokens, b_nano =
+          correction, read(steps, 11, correction)
         if b_tokens ~= 0 or b_nano ~= 0 then return end
-        if from < cell and back_r + back_t > 0 then
+        old_from = nil
+        if from < cell and from + CELLS > cell and back_r + back_t > 0 then
           local offset = from % CELLS * CELL_SIZE
           old_from, old_to = ('%d'):format(offset), ('%d'):format(offset + CELL_SIZE - 1)
         end
       end
-      if back_r > 0 or back_t > 0 then
-        if from == cell then
-          local r, t = back_r < cr and back_r or cr, back_t < ct and back_t or ct
-          rs, cr, ts, ct = rs - r, cr - r, ts - t, ct - t
-        elseif from < cell and from + CELLS > cell then
-          local old_r, old_t = unpack(CELL, call('GETRANGE', keys[key], old_from, old_to))
-          local r, t = back_r < old_r and back_r or old_r, back_t < old_t and back_t or old_t
-          rs, ts = rs - r, ts - t
-          older = older or {}
-          older[#older + 1] = { keys[key], old_from, pack(CELL, old_r - r, old_t - t) }
-        end
-        if rs < 0 or ts < 0 then return end
+      if from == cell then
+        if back_r > 0 then cr = back_r < cr and cr - back_r or 0 end
+        if back_t > 0 then ct = back_t < ct and ct - back_t or 0 end
+      elseif old_from then
+        local old_r, old_t = unpack(CELL, call('GETRANGE', keys[key], old_from, old_to))
+        local r, t = back_r < old_r and back_r or old_r, back_t < old_t and back_t or old_t
+        rb, tb, is_older = rb - r, tb - t, true
+        if rb < 0 or tb < 0 then return end
+        older = older or {}
+        older[#older + 1] = { keys[key], old_from, pack(CELL, old_r - r, old_t - t) }
       end
-      rs, cr, ts, ct = rs + begun, cr + begun, ts + more, ct + more
-      if place then
-        busy, tokens, nano = busy - ended, tokens + more_tokens, nano + more_nano
+      cr = cr + begun
+      ct = ct + more
+      if place and (ended > 0 or more_tokens ~= 0 or more_nano ~= 0) then
+        if expires <= cell then return end
+        holds = true
+        busy = busy - ended
+        tokens = tokens + more_tokens
+        nano = nano + more_nano
         if busy < 0 then busy = 0 end
         if tokens < 0 then tokens = 0 end
         if nano < 0 then nano = 0 end
@@ -83,56 +93,69 @@ local function alone()
     end
 
     if key <= subjects then
-      local which, rpm, tpm, most_busy, m_tokens, m_nano = unpack('<I2ddddd', steps, at)
-      if which ~= key then return end
-      at = at + SUBJECT
+      -- The first request's subjects are the first keys, in their order.
+      local rpm, tpm, most_busy, m_tokens, m_nano
+      at, rpm, tpm, most_busy, m_tokens, m_nano = read(steps, 5, at)
       if rpm > 0 then
-        rs, cr = rs + times, cr + times
-        if rs > rpm then return end
+        cr = cr + times
+        if rb + cr > rpm then return end
       end
       if tpm > 0 then
-        ts, ct = ts + need_tokens, ct + need_tokens
-        if ts > tpm then return end
+        ct = ct + need_tokens
+        if tb + ct > tpm then return end
       end
-      if most_busy > 0 or m_tokens > 0 or m_nano > 0 then
-        if not place then return end
-        busy, expires = busy + times, renewed
-        local all_busy, all_tokens, all_nano = busy, bt + tokens + least_tokens, bn + nano + least_nano
+      local has_quota = m_tokens > 0 or m_nano > 0
+      if has_quota or most_busy > 0 then
+        if not place or expires <= cell then return end
+        holds, renews = true, expires ~= renewed
+        busy = busy + times
+        local others = 0
         if size > HEAD_SIZE + HOLDER_SIZE then
           for other = HOLDERS_AT, size, HOLDER_SIZE do
-            local o_expires, o_busy, o_tokens, o_nano = unpack('<I4I4I7I7', v, other + 12)
+            local o_busy, o_tokens, o_nano, o_expires = unpack('<fddI4', v, other)
             if o_expires > cell and other ~= place then
-              all_busy, all_tokens, all_nano = all_busy + o_busy, all_tokens + o_tokens, all_nano + o_nano
+              others, bt, bn = others + o_busy, bt + o_tokens, bn + o_nano
             end
           end
         end
-        if most_busy > 0 and all_busy > most_busy then return end
-        if m_tokens > 0 or m_nano > 0 then
-          if quota == 0 or s_month < month then return end
-          if m_tokens > 0 and all_tokens > m_tokens or m_nano > 0 and all_nano > m_nano then return end
+        if most_busy > 0 and others + busy > most_busy then return end
+        if has_quota then
+          if s_month < month then return end
+          if m_tokens > 0 and bt + tokens + least_tokens > m_tokens then return end
+          if m_nano > 0 and bn + nano + least_nano > m_nano then return end
+          tokens = tokens + need_tokens
+          nano = nano + need_nano
         end
-        if quota == 1 then tokens, nano = tokens + need_tokens, nano + need_nano end
       end
-      reply[n + 1], reply[n + 2] = rs, ts
+      reply[n + 1], reply[n + 2] = rb + cr, tb + ct
       n = n + 2
     end
 
-    if rs > MOST_REQUESTS or ts + tokens + nano > MOST_TOKENS then return end
-    if place == HOLDERS_AT then
-      pieces[key] = pack('<I6I7I3I6c12I4I4I7I7', rs, ts, cr, ct, mine, expires, busy, tokens, nano)
+    if cr > MOST_REQUESTS or busy > MOST_REQUESTS or tb + ct + tokens + nano > MOST_TOKENS then return end
+    local piece
+    if not holds then
+      piece = pack('<fd', cr, ct)
+    elseif place ~= HOLDERS_AT then
+      piece = pack('<fd', cr, ct) .. v:sub(HOLDERS_AT, place - 1) .. pack('<fddI4', busy, tokens, nano, renews and renewed or expires)
+    elseif renews then
+      piece = pack('<fdfddI4', cr, ct, busy, tokens, nano, renewed)
     else
-      pieces[key] = pack('<I6I7I3I6', rs, ts, cr, ct)
-      if place then
-        pieces[key] = pieces[key] .. v:sub(HOLDERS_AT, place + 11) .. pack('<I4I4I7I7', expires, busy, tokens, nano)
-      end
+      piece = pack('<fdfdd', cr, ct, busy, tokens, nano)
     end
+    if is_older then
+      froms = froms or {}
+      froms[key], piece = WINDOWS_FROM, pack('<dd', rb, tb) .. piece
+    end
+    pieces[key] = piece
   end
   if older then
     for _, cell in ipairs(older) do call('SETRANGE', cell[1], cell[2], cell[3]) end
   end
-  for key = 1, #keys do call('SETRANGE', keys[key], WINDOWS_FROM, pieces[key]) end
+  for key = 1, #keys do call('SETRANGE', keys[key], froms and froms[key] or NEWEST_FROM, pieces[key]) end
   return pack(('<ddddddddddddddddddd'):sub(1, n + 1), spread(reply, 1, n))
 end
 
-local admitted = alone()
+local admitted = alone(now, KEYS, ARGV[2], ARGV[3], read, pack, unpack, call, redis.pcall, FORM, CELLS, CELL, CELL_SIZE, HEAD_FROM,
+                       WINDOWS_FROM, NEWEST_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE, MOST_REQUESTS, MOST_TOKENS,
+                       LEASE)
 if admitted then return admitted end

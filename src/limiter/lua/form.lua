@@ -2,23 +2,29 @@
 -- the names of the keys too: another version of the gateway never reads what it does not understand.
 --
 --   ring:    61 cells, by their number modulo 61: requests I3, tokens I6. That of the newest cell is in the head instead
---   head:    FORM c1 | newest cell I4 | last cell that something was put into I4 | month I4 | booked tokens I7 | booked
---            nano-dollars I7 | has a quota I1 | requests I6 | tokens I7 | newest cell: requests I3, tokens I6
---   holders: up to 42 replicas: id c8, session I4, expires (unix seconds; over: free) I4, requests in flight I4, held
---            tokens I7, held nano-dollars I7
+--   head:    FORM c1 | newest cell I4 | last cell that something was put into I4 | month I4 (0: has no quota) | booked
+--            tokens d, booked nano-dollars d | the other cells together: requests d, tokens d | newest cell: requests f,
+--            tokens d
+--   holders: up to 40 replicas: requests in flight f, held tokens d, held nano-dollars d, expires I4 (unix seconds; over:
+--            free), session I4, id c8
 --
--- That is 2 KB at the most, whatever the limit. A script costs mostly its calls, the numbers it unpacks and the strings it
--- makes. So the ring is touched only when a second has passed; within it, head and holders are all that is read and
--- written. Numbers are doubles in here: exact up to 2^53.
+-- That is 2 KB at the most, whatever the limit. A script costs mostly its calls, the numbers it reads and writes and the
+-- strings it makes. So the ring is touched only when a second has passed; within it, head and holders are all that is read,
+-- and what changes stands side by side: the newest cell, and the first holder. Numbers are doubles in here, exact up to
+-- 2^53, and cost least as such; an f is exact up to MOST_REQUESTS.
 local spread, pack, unpack, call = unpack, struct.pack, struct.unpack, redis.call
-local FORM, HEAD, HEAD_SIZE = '2', '<c1I4I4I4I7I7I1I6I7I3I6', 50
+-- Reads so many numbers of a message (MessagePack) from an offset on; says first where the next one begins.
+local read = cmsgpack.unpack_limit
+local FORM, HEAD, HEAD_SIZE = '3', '<c1I4I4I4ddddfd', 57
 local CELLS, CELL, CELL_SIZE = 61, '<I3I6', 9
-local HOLDER, HOLDER_SIZE, MAX_HOLDERS = '<c8I4I4I4I7I7', 34, 42
+local HOLDER, HOLDER_SIZE, MAX_HOLDERS = '<fddI4I4c8', 36, 40
 local RING_SIZE = CELLS * CELL_SIZE
 -- As texts: Redis would write numbers out anew at every call.
-local HEAD_FROM, WINDOWS_FROM, TO_END, TTL, QUOTA_TTL = '549', '577', '-1', '180', '3456000'
+local HEAD_FROM, WINDOWS_FROM, NEWEST_FROM, TO_END, TTL, QUOTA_TTL = '549', '578', '594', '-1', '180', '3456000'
 local HOLDERS_AT = HEAD_SIZE + 1
 local MOST, MOST_REQUESTS, MOST_TOKENS = 4e15, 16777215, 281474976710655
+-- How long what a replica holds outlives its last sign of life, in seconds.
+local LEASE = 30
 
 -- Milliseconds of Redis's clock; tests give their own.
 local function clock(given)

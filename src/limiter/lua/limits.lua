@@ -1,14 +1,14 @@
 -- Decides on requests and corrects what was decided before, in the order in which this replica did both.
 -- KEYS: every state that is touched, once.
--- ARGV: clock | holder | session | lease in seconds | steps, one after the other, each of
---         a correction, the same at keys that follow each other: 0, the first key (from 1), and how many they are, as I2; 11
---           doubles: requests that ended; cell of the reservation, requests and tokens to take back from it; requests and
---           tokens to add now; held tokens and nano-dollars to add (negative: to let go); month, tokens and nano-dollars
---           that were booked.
---         requests that are admitted together or not at all: number of their subjects as I2; 6 doubles: how many they are;
---           of all together: tokens, nano-dollars, least tokens, least nano-dollars; month; for each subject: key as I2; 10
---           doubles: rpm, tpm, concurrency, monthly tokens, monthly nano-dollars; tokens and nano-dollars of the books;
---           what this holder holds: requests in flight, tokens, nano-dollars.
+-- ARGV: clock | holder: its session I4, its id c8 | numbers (MessagePack): how many steps; then, one after the other, of
+--         a correction, the same at keys that follow each other: 0, the first key (from 1), how many they are, and the bytes
+--           of what follows; requests that ended; cell of the reservation, requests and tokens to take back from it;
+--           requests and tokens to add now; held tokens and nano-dollars to add (negative: to let go); month, tokens and
+--           nano-dollars that were booked.
+--         requests that are admitted together or not at all: number of their subjects; how many they are; of all together:
+--           tokens, nano-dollars, least tokens, least nano-dollars; month; for each subject: rpm, tpm, concurrency, monthly
+--           tokens, monthly nano-dollars; for each subject: its key; tokens and nano-dollars of the books; what this holder
+--           holds: requests in flight, tokens, nano-dollars. The first requests' subjects are the first keys.
 -- Reply, as doubles: now; for each request: verdict (1: admitted at all of its subjects, 0: at none, -1: the state of the
 --   refusing subject is not ours), which subjects had no state before this call (bit by bit), and, if it is not admitted:
 --   refusing subject (from 0), kind, wait (-1: next month, -2: never); for each of its subjects: requests, tokens, and, if
@@ -16,11 +16,11 @@
 --
 -- Each state is read once and written once, however many steps touch it.
 local cell = math.floor(now / 1000)
-local id, session, lease = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local steps, at = ARGV[5], 1
+local session, id = unpack('<I4c8', ARGV[2])
+local steps = ARGV[3]
+local at, count = read(steps, 1, 0)
 local states, foreign = {}, {}
 local reply, n = { now }, 1
-local max = math.max
 
 -- The state behind a key; nil: there is none, or it is not ours.
 local function state(key)
@@ -36,10 +36,9 @@ local function state(key)
 end
 
 -- What has no state, or no holder of this session, has nothing to correct: the holder brings its truth when it comes again.
-local function correct()
-  local first, count, ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano
-  first, count, ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano, at =
-    unpack('<I2I2ddddddddddd', steps, at)
+local function correct(first, count)
+  local ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano
+  at, ended, from, requests, tokens, begun, more, held_tokens, held_nano, month, b_tokens, b_nano = read(steps, 11, at)
   for key = first, first + count - 1 do
     local s = state(key)
     if s then
@@ -57,9 +56,11 @@ local function correct()
   end
 end
 
-local function decide(count)
-  local times, need_tokens, need_nano, least_tokens, least_nano, month
-  times, need_tokens, need_nano, least_tokens, least_nano, month, at = unpack('<dddddd', steps, at)
+local function decide(count, times, need_tokens, need_nano)
+  local least_tokens, least_nano, month
+  at, least_tokens, least_nano, month = read(steps, 3, at)
+  local caps = { read(steps, 5 * count, at) }
+  at = caps[1]
   local asked, fresh = {}, 0
   local worst, refusing, kind, wait = 0, 0, 0, 0
   local function refuse(rank, subject, which, ms)
@@ -67,9 +68,9 @@ local function decide(count)
     if rank >= worst then worst, refusing, kind, wait = rank, subject, which, ms end
   end
   for i = 1, count do
-    local key, rpm, tpm, most_busy, m_tokens, m_nano, b_tokens, b_nano, own_busy, own_tokens, own_nano
-    key, rpm, tpm, most_busy, m_tokens, m_nano, b_tokens, b_nano, own_busy, own_tokens, own_nano, at =
-      unpack('<I2dddddddddd', steps, at)
+    local rpm, tpm, most_busy, m_tokens, m_nano = spread(caps, 5 * i - 3, 5 * i + 1)
+    local key, b_tokens, b_nano, own_busy, own_tokens, own_nano
+    at, key, b_tokens, b_nano, own_busy, own_tokens, own_nano = read(steps, 6, at)
     local s = state(key)
     if foreign[key] then
       s = new_state(KEYS[key], cell)
@@ -93,13 +94,13 @@ local function decide(count)
       end
     end
     -- Who holds what matters only where requests at once or a quota are limited.
-    s.counts = most_busy > 0 or m_tokens > 0 or m_nano > 0
+    s.has_quota = m_tokens > 0 or m_nano > 0
+    s.counts = most_busy > 0 or s.has_quota
     if s.counts then
       find_holders(s, id, cell)
       be_held(s, session, own_busy, own_tokens, own_nano)
       if most_busy > 0 and s.others_busy + s.busy + times > most_busy then refuse(1000, i, 2, 1000) end
-      if m_tokens > 0 or m_nano > 0 then
-        s.quota = 1
+      if s.has_quota then
         turn_page(s, now, month, b_tokens, b_nano)
         local bt, bn = s.bt, s.bn
         -- A replica that is in the next month already is bound by both: what it books there is not counted here yet.
@@ -121,8 +122,8 @@ local function decide(count)
       add(s, s.rpm > 0 and times or 0, s.tpm > 0 and need_tokens or 0)
       -- A call of an earlier session was overtaken: its admission was decided otherwise.
       if s.counts and s.session == session then
-        s.busy, s.expires = s.busy + times, cell + lease
-        if s.quota == 1 then s.tokens, s.nano = s.tokens + need_tokens, s.nano + need_nano end
+        s.busy, s.expires = s.busy + times, cell + LEASE
+        if s.has_quota then s.tokens, s.nano = s.tokens + need_tokens, s.nano + need_nano end
       end
       s.dirty = true
       reply[n + 1], reply[n + 2] = s.rs, s.ts
@@ -134,10 +135,10 @@ local function decide(count)
   end
 end
 
-while at <= #steps do
-  local count
-  count, at = unpack('<I2', steps, at)
-  if count == 0 then correct() else decide(count) end
+for _ = 1, count do
+  local subjects, first, second, third
+  at, subjects, first, second, third = read(steps, 4, at)
+  if subjects == 0 then correct(first, second) else decide(subjects, first, second, third) end
 end
 for _, s in pairs(states) do
   -- A clock that went back is noted by a refusal too, or the window would stand still until the clock is where it was.

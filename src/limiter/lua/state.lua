@@ -1,5 +1,7 @@
 -- What is done to a state, and the law of its windows: the twin of crates/core/src/limit/window.rs.
 
+local max, min = math.max, math.min
+
 -- Cells with nothing in them.
 local function nothing(bytes)
   return string.rep('\0', bytes)
@@ -20,7 +22,7 @@ end
 -- `v` is head and holders as they were read; `ring` a ring that is to be written whole.
 local function new_state(key, cell)
   return { key = key, v = nothing(HEAD_SIZE), ring = nothing(RING_SIZE), newest = cell, filled = 0, rs = 0, ts = 0, month = 0,
-           bt = 0, bn = 0, quota = 0, cr = 0, ct = 0, is_held = false, fresh = false }
+           bt = 0, bn = 0, cr = 0, ct = 0, is_held = false, fresh = false }
 end
 
 -- Reads a state; nil: there is none. What is not ours is an error that names the key.
@@ -30,12 +32,12 @@ local function load(key)
   if type(v) ~= 'string' or #v < HEAD_SIZE or v:sub(1, 1) ~= FORM then
     return nil, redis.error_reply('FOREIGN the key ' .. key .. ' holds something that is not a limit of tollgate')
   end
-  local _, newest, filled, month, bt, bn, quota, rs, ts, cr, ct = unpack(HEAD, v)
+  local _, newest, filled, month, bt, bn, older_r, older_t, cr, ct = unpack(HEAD, v)
   -- All fields at once: a table that grows is made anew several times.
-  return { key = key, v = v, ring = false, newest = newest, filled = filled, rs = rs, ts = ts, month = month, bt = bt,
-           bn = bn, quota = quota, cr = cr, ct = ct, old = false, old_r = 0, old_t = 0, aged = false, turned_back = false,
+  return { key = key, v = v, ring = false, newest = newest, filled = filled, rs = older_r + cr, ts = older_t + ct,
+           month = month, bt = bt, bn = bn, cr = cr, ct = ct, old = false, old_r = 0, old_t = 0, aged = false, turned_back = false,
            at = false, is_held = false, busy = 0, tokens = 0, nano = 0, expires = 0, session = 0, others_busy = false,
-           others_tokens = 0, others_nano = 0, rpm = 0, tpm = 0, counts = false, dirty = false }
+           others_tokens = 0, others_nano = 0, rpm = 0, tpm = 0, counts = false, has_quota = false, dirty = false }
 end
 
 -- A cell that holds so much, or as much as it can.
@@ -59,7 +61,7 @@ end
 -- bytes of each.
 local function runs(cell, count)
   local from, size = offset(cell), count * CELL_SIZE
-  local first = math.min(size, RING_SIZE - from)
+  local first = min(size, RING_SIZE - from)
   return from, first, size - first
 end
 
@@ -98,13 +100,13 @@ local function advance(s, cell)
       s.turned_back = true
       local ring, by = whole_ring(s), -passed % CELLS * CELL_SIZE
       s.ring = ring:sub(by + 1) .. ring:sub(1, by)
-      s.filled = math.max(0, s.filled + passed)
+      s.filled = max(0, s.filled + passed)
     elseif passed >= CELLS then
       s.ring, s.rs, s.ts, s.cr, s.ct = nothing(RING_SIZE), 0, 0, 0, 0
     else
       local requests, tokens = sum_of(s.key, s.newest + 1, passed)
       s.old, s.old_r, s.old_t, s.cr, s.ct = s.newest, s.cr, s.ct, 0, 0
-      s.rs, s.ts = math.max(0, s.rs - requests), math.max(0, s.ts - tokens)
+      s.rs, s.ts = max(0, s.rs - requests), max(0, s.ts - tokens)
     end
   end
   s.newest = cell
@@ -127,9 +129,9 @@ local function take_back(s, cell, requests, tokens)
     local ring = s.ring and s.ring:sub(offset(cell) + 1, offset(cell) + CELL_SIZE)
     r, t = unpack(CELL, ring or call('GETRANGE', s.key, offset(cell), offset(cell) + CELL_SIZE - 1))
   end
-  requests, tokens = math.min(requests, r), math.min(tokens, t)
+  requests, tokens = min(requests, r), min(tokens, t)
   if requests == 0 and tokens == 0 then return end
-  s.rs, s.ts = math.max(0, s.rs - requests), math.max(0, s.ts - tokens)
+  s.rs, s.ts = max(0, s.rs - requests), max(0, s.ts - tokens)
   r, t = r - requests, t - tokens
   if cell == s.newest then
     s.cr, s.ct = r, t
@@ -143,18 +145,19 @@ local function take_back(s, cell, requests, tokens)
 end
 
 local function head(s)
-  local ts, bt, bn, cr, ct = s.ts, s.bt, s.bn, s.cr, s.ct
-  if ts > MOST then ts = MOST end
+  local bt, bn, cr, ct = s.bt, s.bn, s.cr, s.ct
+  local older_r, older_t = max(0, s.rs - cr), max(0, s.ts - ct)
+  if older_t > MOST then older_t = MOST end
   if bt > MOST then bt = MOST end
   if bn > MOST then bn = MOST end
   if cr > MOST_REQUESTS then cr = MOST_REQUESTS end
   if ct > MOST_TOKENS then ct = MOST_TOKENS end
-  return pack(HEAD, FORM, s.newest, s.filled, s.month, bt, bn, s.quota, s.rs, ts, cr, ct)
+  return pack(HEAD, FORM, s.newest, s.filled, s.month, bt, bn, older_r, older_t, cr, ct)
 end
 
 -- Windows are over after a minute. What is booked of a quota stays for its month: losing it costs a query elsewhere.
 local function store(s, holders)
-  local ttl = s.quota == 1 and QUOTA_TTL or TTL
+  local ttl = s.month > 0 and QUOTA_TTL or TTL
   if s.ring then
     call('SET', s.key, s.ring .. head(s) .. holders, 'EX', ttl)
     return
@@ -177,7 +180,7 @@ local function wait_ms(s, requests, tokens, rpm, tpm, now)
   for cell = s.newest - CELLS + 1, s.newest do
     local r, t = unpack(CELL, ring, offset(cell) + 1)
     much_r, much_t = much_r - r, much_t - t
-    if much_r <= 0 and much_t <= 0 then return math.max(1, (cell + CELLS) * 1000 - now) end
+    if much_r <= 0 and much_t <= 0 then return max(1, (cell + CELLS) * 1000 - now) end
   end
   return CELLS * 1000
 end
@@ -185,7 +188,7 @@ end
 -- When both windows will be empty at the latest.
 local function reset_ms(s, now)
   if s.rs == 0 and s.ts == 0 then return 0 end
-  return math.max(0, (s.filled + CELLS) * 1000 - now)
+  return max(0, (s.filled + CELLS) * 1000 - now)
 end
 
 -- Reads the holders, once: what the others hold, and where ours stands. Those who ceased to renew do not count, and their
@@ -195,7 +198,7 @@ local function find_holders(s, id, seconds)
   local busy, tokens, nano, free = 0, 0, 0, nil
   s.at, s.is_held = false, false
   for at = HOLDERS_AT, #s.v, HOLDER_SIZE do
-    local h_id, h_session, expires, h_busy, h_tokens, h_nano = unpack(HOLDER, s.v, at)
+    local h_busy, h_tokens, h_nano, expires, h_session, h_id = unpack(HOLDER, s.v, at)
     if expires <= seconds then
       free = free or at
     elseif h_id == id then
@@ -224,10 +227,11 @@ end
 -- All holders, with ours as it is now.
 local function held(s, id)
   if not s.is_held then return s.v:sub(HOLDERS_AT) end
-  local tokens, nano = s.tokens, s.nano
+  local busy, tokens, nano = s.busy, s.tokens, s.nano
+  if busy > MOST_REQUESTS then busy = MOST_REQUESTS end
   if tokens > MOST then tokens = MOST end
   if nano > MOST then nano = MOST end
-  local ours = pack(HOLDER, id, s.session, s.expires, s.busy, tokens, nano)
+  local ours = pack(HOLDER, busy, tokens, nano, s.expires, s.session, id)
   if s.at == HOLDERS_AT and #s.v < s.at + HOLDER_SIZE then return ours end
   return s.v:sub(HOLDERS_AT, s.at - 1) .. ours .. s.v:sub(s.at + HOLDER_SIZE)
 end
@@ -237,7 +241,7 @@ end
 local function turn_page(s, now, seed_month, seed_tokens, seed_nano)
   local month = seed_month
   if s.month < month then
-    month = math.min(month_of(now), seed_month)
+    month = min(month_of(now), seed_month)
     if s.month < month then
       local known = seed_month == month
       s.month, s.bt, s.bn = month, known and seed_tokens or 0, known and seed_nano or 0

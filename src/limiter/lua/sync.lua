@@ -1,13 +1,13 @@
 -- Renews what this holder holds at each subject (KEYS), and shows their windows and books.
--- ARGV: clock | holder | session | lease in seconds | for each subject 3 doubles: requests in flight, held tokens,
---       held nano-dollars.
+-- ARGV: clock | holder: its session I4, its id c8 | for each subject (MessagePack): requests in flight, held
+--       tokens, held nano-dollars.
 -- Reply: now, and for each subject the head and the cells of its state, or an empty string.
 local now = clock(ARGV[1])
 local seconds = math.floor(now / 1000)
-local id, session, lease = ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local session, id = unpack('<I4c8', ARGV[2])
 local reply = { now }
 for i = 1, #KEYS do
-  local busy, tokens, nano = unpack('<ddd', ARGV[4 + i])
+  local _, busy, tokens, nano = read(ARGV[2 + i], 3, 0)
   local s, problem = load(KEYS[i])
   local holds = not problem and (busy > 0 or tokens > 0 or nano > 0)
   if holds then
@@ -15,8 +15,8 @@ for i = 1, #KEYS do
     advance(s, seconds)
     find_holders(s, id, seconds)
     be_held(s, session, busy, tokens, nano)
-    if s.expires < seconds + lease / 2 then
-      s.expires = seconds + lease
+    if s.expires < seconds + LEASE / 2 then
+      s.expires = seconds + LEASE
       store(s, held(s, id))
     end
   end
