@@ -149,7 +149,7 @@ impl Redis {
             let keys: Vec<String> = group.iter().map(|&index| key_of(&subjects[index])).collect();
             let mut call = caller.call(&link.scripts.sync, &keys);
             for (in_flight, held) in group.iter().map(|&index| known[index]) {
-                let mut numbers = Vec::with_capacity(24);
+                let mut numbers = Vec::with_capacity(27);
                 put(&mut numbers, &[in_flight, held.tokens, held.nano_usd].map(number));
                 call.arg(numbers);
             }

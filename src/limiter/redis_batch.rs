@@ -42,6 +42,8 @@ struct Call {
     tag: Tag,
     keys: Vec<String>,
     places: HashMap<Subject, u16>,
+    /// Its first request.
+    first: Option<usize>,
     /// How many steps are written.
     count: i64,
     steps: Vec<u8>,
@@ -96,12 +98,16 @@ impl Batch {
         batch
     }
 
-    /// Makes the subjects of the first request the first keys, in their order: so `alone.lua` knows which is which.
+    /// Makes the subjects of the first request of each call its first keys, in their order: `alone.lua` relies on it.
     fn place_first(&mut self, steps: &[Step], is_cluster: bool) {
-        let first = steps.iter().find_map(|step| if let Step::Ask(ask) = step { Some(ask) } else { None });
-        for Demand { subject, .. } in first.into_iter().flat_map(|ask| ask.demands.iter()) {
-            let call = self.call_for(subject, is_cluster);
-            self.calls[call].place(subject);
+        let asks = steps.iter().filter_map(|step| if let Step::Ask(ask) = step { Some(ask) } else { None });
+        for (nth, ask) in asks.enumerate().take(if is_cluster { usize::MAX } else { 1 }) {
+            for Demand { subject, .. } in ask.demands.iter() {
+                let call = self.call_for(subject, is_cluster);
+                if *self.calls[call].first.get_or_insert(nth) == nth {
+                    self.calls[call].place(subject);
+                }
+            }
         }
     }
 
@@ -185,6 +191,7 @@ impl Call {
             tag,
             keys: Vec::new(),
             places: HashMap::new(),
+            first: None,
             count: 0,
             steps: Vec::with_capacity(512),
             last: None,
@@ -401,5 +408,43 @@ fn show(standing: &mut Standing, demands: &[Demand], indexes: &[usize], now_ms: 
         if caps.tpm > 0 {
             standing.see_tokens(left(caps.tpm, shown[1]));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::redis_ask::Asker, *};
+    use tokio::sync::oneshot;
+    use tollgate_core::{
+        id::KeyId,
+        limit::{Caps, Month, state::Need},
+    };
+
+    #[test]
+    fn the_first_request_of_each_call_has_its_first_keys() {
+        let (answer, _waiting) = oneshot::channel();
+        let (other_answer, _other_waiting) = oneshot::channel();
+        let ask = |subjects: &[&Subject], answer| {
+            let demands = subjects.iter().map(|&subject| Demand { subject: subject.clone(), caps: Caps::default() });
+            let askers = vec![Asker { times: 1, need: Need::default(), answer }];
+            let known = vec![Known::default(); subjects.len()];
+            Step::Ask(Ask { demands: demands.collect(), known, month: Month(1), askers, is_joined: false })
+        };
+        let user = |id| Subject::User(UserId(id));
+        let key = |user, id| Subject::Key(UserId(user), KeyId(id));
+        let ip = Subject::of_ip("10.0.0.1".parse().unwrap());
+        let steps = vec![
+            Step::Change(Change::of(key(1, 1))),
+            ask(&[&ip, &user(1), &key(1, 2)], answer),
+            Step::Change(Change::of(key(2, 3))),
+            ask(&[&ip, &user(2), &key(2, 4)], other_answer),
+        ];
+        let batch = Batch::new(steps, 0, true);
+        let keys: Vec<&[String]> = batch.calls.iter().map(|call| &*call.keys).collect();
+        let names = |subjects: &[Subject]| subjects.iter().map(key_of).collect::<Vec<_>>();
+        assert_eq!(
+            keys,
+            [names(&[ip]), names(&[user(1), key(1, 2), key(1, 1)]), names(&[user(2), key(2, 4), key(2, 3)])]
+        );
     }
 }

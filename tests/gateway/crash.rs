@@ -193,8 +193,9 @@ async fn an_outage_costs_disk_and_not_memory() {
     let (bytes, resident) = (used(&program.journal()), program.resident_kb());
     clients.wait_for(clients.count() + 5_000).await;
     let (bytes_after, resident_after) = (used(&program.journal()), program.resident_kb());
-    // Five thousand entries are 1.5 MB. That much memory, twice over, is what heaps do by themselves.
-    assert!(bytes_after > bytes + 1_000_000, "{bytes_after} after {bytes}");
+    // Five thousand entries are 1 MB, but for those that are still on their way. Thrice as much memory is what heaps do by
+    // themselves.
+    assert!(bytes_after > bytes + 800_000, "{bytes_after} after {bytes}");
     assert!(resident_after < resident + 3_000, "{resident_after} KiB after {resident}");
     cutter.set(Mode::Pass);
     let seen = clients.stop().await;

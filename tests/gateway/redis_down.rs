@@ -206,9 +206,12 @@ async fn a_redis_that_does_not_write_is_as_good_as_none() {
 async fn what_is_not_ours_is_left_alone_and_named() {
     let log = log();
     let upstream = Upstream::start(completion());
-    let foreign: [[&[&str]; 2]; 2] = [
+    // As long as a state, nearly, and like one where that says whose it is.
+    let long = "3".repeat(620);
+    let foreign: [[&[&str]; 2]; 3] = [
         [&["RPUSH", "KEY", "a", "b"], &["LRANGE", "KEY", "0", "-1"]],
         [&["SET", "KEY", "somebody else's"], &["GET", "KEY"]],
+        [&["SET", "KEY", &long], &["GET", "KEY"]],
     ];
     for [put, read] in foreign {
         let redis = Redis::start();
@@ -216,10 +219,10 @@ async fn what_is_not_ours_is_left_alone_and_named() {
         until_degraded(&gateway, false).await;
         assert_eq!(admitted(&gateway, 2).await, 2);
         let name = state_of_key(&redis);
-        let on = |words: &[&'static str]| -> Vec<String> {
+        let on = |words: &[&str]| -> Vec<String> {
             words.iter().map(|word| if *word == "KEY" { name.clone() } else { (*word).to_owned() }).collect()
         };
-        let run = |words: &[&'static str]| -> redis::Value {
+        let run = |words: &[&str]| -> redis::Value {
             redis.command(&on(words).iter().map(String::as_str).collect::<Vec<_>>())
         };
         let () = redis.command(&["DEL", &name]);

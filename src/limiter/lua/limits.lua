@@ -8,7 +8,7 @@
 --         requests that are admitted together or not at all: number of their subjects; how many they are; of all together:
 --           tokens, nano-dollars, least tokens, least nano-dollars; month; for each subject: rpm, tpm, concurrency, monthly
 --           tokens, monthly nano-dollars; for each subject: its key; tokens and nano-dollars of the books; what this holder
---           holds: requests in flight, tokens, nano-dollars. The first requests' subjects are the first keys.
+--           holds: requests in flight, tokens, nano-dollars. The first such step's subjects are the first keys.
 -- Reply, as doubles: now; for each request: verdict (1: admitted at all of its subjects, 0: at none, -1: the state of the
 --   refusing subject is not ours), which subjects had no state before this call (bit by bit), and, if it is not admitted:
 --   refusing subject (from 0), kind, wait (-1: next month, -2: never); for each of its subjects: requests, tokens, and, if

@@ -29,7 +29,7 @@ end
 local function load(key)
   local v = redis.pcall('GETRANGE', key, HEAD_FROM, TO_END)
   if v == '' and call('EXISTS', key) == 0 then return nil end
-  if type(v) ~= 'string' or #v < HEAD_SIZE or v:sub(1, 1) ~= FORM then
+  if type(v) ~= 'string' or #v < HEAD_SIZE or (#v - HEAD_SIZE) % HOLDER_SIZE ~= 0 or v:sub(1, 1) ~= FORM then
     return nil, redis.error_reply('FOREIGN the key ' .. key .. ' holds something that is not a limit of tollgate')
   end
   local _, newest, filled, month, bt, bn, older_r, older_t, cr, ct = unpack(HEAD, v)
