@@ -166,7 +166,12 @@ impl Replica {
 
     /// One that shares the clock and the database with others.
     pub(super) fn beside(server: &Server, name: u8, time: &Time, books: &Arc<Books>) -> Self {
-        let redis = Redis::new(options(server.url()), [name; 8], Clock::Given(Arc::clone(time)));
+        Self::at(server.url(), name, time, books)
+    }
+
+    /// One that asks whoever is at `nodes`.
+    pub(super) fn at(nodes: String, name: u8, time: &Time, books: &Arc<Books>) -> Self {
+        let redis = Redis::new(options(nodes), [name; 8], Clock::Given(Arc::clone(time)));
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(redis.connect(NOW)).unwrap();
         Self { time: Arc::clone(time), memory: Memory::default(), books: Arc::clone(books), redis, runtime }
@@ -316,4 +321,16 @@ pub(super) fn any_caps() -> impl Strategy<Value = Caps> {
             monthly_nano_usd,
         },
     )
+}
+
+/// Limits that leave room, or soon none.
+pub(super) fn roomy() -> impl Strategy<Value = Caps> {
+    let times = prop_oneof![3 => Just(1000), 1 => Just(20)];
+    (any_caps(), times, any::<bool>(), any::<bool>()).prop_map(|(caps, times, has_holders, has_quota)| Caps {
+        rpm: times * caps.rpm,
+        tpm: times * caps.tpm,
+        concurrency: if has_holders { 1 + times * caps.concurrency } else { 0 },
+        monthly_tokens: if has_quota { times * caps.monthly_tokens } else { 0 },
+        monthly_nano_usd: if has_quota { times * caps.monthly_nano_usd } else { 0 },
+    })
 }

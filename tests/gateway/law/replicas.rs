@@ -1,6 +1,13 @@
 //! What only Redis has: several replicas, their sessions, requests that go together.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc,
+        atomic::{AtomicI64, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use proptest::prelude::*;
 use tollgate::limiter::{
@@ -17,9 +24,11 @@ use tollgate_core::{
 };
 
 use super::place::{
-    Held, LEASE_MS, NOW, Place, Process, Replica, amount, any_caps, at_once, for_each_input, month, quota, rpm, someone,
+    Held, LEASE_MS, NOW, Place, Process, Replica, amount, any_caps, at_once, for_each_input, month, quota, roomy, rpm,
+    someone,
 };
-use crate::support::redis::Redis as Server;
+use super::short_way::{End, finish};
+use crate::support::redis::{Cluster, Redis as Server};
 
 /// Two replicas at one Redis, with one clock and one database.
 fn two(server: &Server) -> (Replica, Replica) {
@@ -210,6 +219,65 @@ fn requests_that_go_together_are_decided_one_by_one() {
             let remaining =
                 |standing: &Standing| [standing.requests, standing.tokens].map(|left| left.map(|left| left.remaining));
             prop_assert_eq!(remaining(standing), remaining(&verdict.standing));
+        }
+        Ok(())
+    });
+}
+
+/// On a cluster each caller has a call of its own, and what others give back at the same time is about nobody else.
+#[test]
+fn on_a_cluster_callers_that_go_together_are_decided_one_by_one() {
+    static USERS: AtomicI64 = AtomicI64::new(1);
+    let cluster = Cluster::start();
+    let replica = Replica::at(cluster.urls(), b'a', &Arc::new(AtomicU64::new(NOW)), &Arc::default());
+    // Which of two users, which of two keys, how many tokens, and does an earlier request end before?
+    let request = (0_usize..2, 0_usize..2, 0_u64..300, any::<bool>());
+    let rounds = prop::collection::vec(prop::collection::vec(request, 1..8), 5..40);
+    for_each_input(24, &(prop::array::uniform3(roomy()), rounds), |(caps, rounds)| {
+        let first = USERS.fetch_add(2, Ordering::Relaxed);
+        let process = Process::new();
+        let mut open = VecDeque::new();
+        for round in rounds {
+            replica.pass(5);
+            process.set(replica.now());
+            let demands = |user: usize, key: usize| {
+                let (caps_of_key, user, key) = (caps[1 + key], UserId(first + user as i64), KeyId(key as i64));
+                [
+                    Demand { subject: Subject::User(user), caps: caps[0] },
+                    Demand { subject: Subject::Key(user, key), caps: caps_of_key },
+                ]
+            };
+            let (mut alone, mut together) = (Vec::new(), Vec::new());
+            for &(user, key, tokens, ends) in round {
+                let demands = demands(user, key);
+                let (of_process, of_replica) = if ends { open.pop_front() } else { None }.unzip();
+                of_process.map(|held| process.settle(held, Amount { tokens: tokens / 2, nano_usd: 2 * (tokens / 2) }));
+                alone.push(process.admit(&demands, amount(tokens).into()));
+                let replica = &replica;
+                together.push(async move {
+                    if let Some(held) = of_replica {
+                        finish(replica, held, End::Settle, tokens / 2);
+                    }
+                    let known = || demands.iter().map(|demand| replica.known(demand)).collect();
+                    let all = Arc::from(demands.clone());
+                    let asked = Asked::alone(&all, amount(tokens).into(), month(NOW));
+                    replica.redis.admit(asked, replica.now(), known).await.expect("Redis answers")
+                });
+            }
+            let together = replica.runtime.block_on(futures::future::join_all(together));
+            for ((decision, standing), verdict) in alone.into_iter().zip(together) {
+                prop_assert_eq!(decision.as_ref().err(), verdict.decision.as_ref().err());
+                let remaining = |standing: &Standing| {
+                    [standing.requests, standing.tokens].map(|left| left.map(|left| left.remaining))
+                };
+                prop_assert_eq!(remaining(&standing), remaining(&verdict.standing));
+                if let (Ok(held), Ok(counted)) = (decision, verdict.decision) {
+                    let demands = held.demands.clone();
+                    let taken = replica.memory.record(&demands, held.taken.need, replica.now());
+                    let reserved = Reserved { session: Some(counted.session), cells: Some(counted.cells) };
+                    open.push_back((held, Held { demands, taken, reserved }));
+                }
+            }
         }
         Ok(())
     });

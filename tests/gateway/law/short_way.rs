@@ -17,7 +17,7 @@ use tollgate_core::{
     limit::{Amount, Caps, MAX_LIMIT, Subject, state::Demand},
 };
 
-use super::place::{Held, NOW, Place, Replica, any_caps, for_each_input, month};
+use super::place::{Held, NOW, Place, Replica, for_each_input, month, roomy};
 use crate::support::redis::Redis as Server;
 
 const FORM: &str = include_str!("../../../src/limiter/lua/form.lua");
@@ -40,7 +40,7 @@ struct Move {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum End {
+pub(super) enum End {
     Settle,
     SettleAndBook,
     Undo,
@@ -71,18 +71,6 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
         end,
     });
     prop::collection::vec(one, 20..120)
-}
-
-/// Limits that leave room, or soon none.
-fn roomy() -> impl Strategy<Value = Caps> {
-    let times = prop_oneof![3 => Just(1000), 1 => Just(20)];
-    (any_caps(), times, any::<bool>(), any::<bool>()).prop_map(|(caps, times, has_holders, has_quota)| Caps {
-        rpm: times * caps.rpm,
-        tpm: times * caps.tpm,
-        concurrency: if has_holders { 1 + times * caps.concurrency } else { 0 },
-        monthly_tokens: if has_quota { times * caps.monthly_tokens } else { 0 },
-        monthly_nano_usd: if has_quota { times * caps.monthly_nano_usd } else { 0 },
-    })
 }
 
 #[test]
@@ -158,7 +146,8 @@ fn act(one: &Replica, other: &Replica, caps: &[[Caps; 4]; 2], moves: &[Move]) {
     }
 }
 
-fn finish(replica: &Replica, held: Held, end: End, used: u64) {
+/// Ends a request, and leaves it to later ones to take the correction along.
+pub(super) fn finish(replica: &Replica, held: Held, end: End, used: u64) {
     let Held { demands, taken, reserved } = held;
     let (need, used) = (taken.need, Amount { tokens: used, nano_usd: 2 * used });
     let cell = |index| reserved.cell(index);
