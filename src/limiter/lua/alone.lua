@@ -8,8 +8,9 @@
 -- Who holds what may still stand in a state where no limit asks for it any more: there it is corrected, and not renewed.
 local now = clock(ARGV[1])
 
-local function alone(now, keys, mine, steps, read, spread, pack, unpack, call, pcall, FORM, CELLS, CELL, CELL_SIZE, HEAD_FROM,
-                     WINDOWS_FROM, NEWEST_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE, MOST_REQUESTS, MOST_TOKENS, LEASE)
+local function alone(now, keys, mine, steps, read, spread, pack, unpack, call, pcall, FORM, CELLS, CELL, CELL_SIZE,
+                     HEAD_FROM, WINDOWS_FROM, NEWEST_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE, MOST_REQUESTS,
+                     MOST_TOKENS, LEASE)
   -- Where the name of a holder is in it.
   local NAME_AT = 24
   local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
@@ -17,21 +18,20 @@ local function alone(now, keys, mine, steps, read, spread, pack, unpack, call, p
   -- Every state begins like this: it is compared, not read.
   local newest, renewed = pack('<c1I4I4', FORM, cell, cell), cell + LEASE
 
-  local at, corrections, count = nil, nil, nil
-  at, count = read(steps, 1, 0)
-  -- Of a correction: 0, first key, keys, bytes. Of a request:
-  local subjects, times, need_tokens, need_nano
-  at, subjects, times, need_tokens, need_nano = read(steps, 4, at)
+  local at, count = read(steps, 1, 0)
+  local subjects, first, second, third, corrections
+  at, subjects, first, second, third = read(steps, 4, at)
   for _ = 2, count do
     if subjects ~= 0 then return end
     corrections = corrections or { nil, nil, nil, nil, nil, nil, nil, nil }
-    for key = times, times + need_tokens - 1 do
+    for key = first, first + second - 1 do
       if corrections[key] then return end
       corrections[key] = at
     end
-    at, subjects, times, need_tokens, need_nano = read(steps, 4, at + need_nano)
+    at, subjects, first, second, third = read(steps, 4, at + third)
   end
   if subjects == 0 then return end
+  local times, need_tokens, need_nano = first, second, third
   local least_tokens, least_nano, month
   at, least_tokens, least_nano, month = read(steps, 3, at)
 
@@ -45,6 +45,7 @@ local function alone(now, keys, mine, steps, read, spread, pack, unpack, call, p
       if size ~= HEAD_SIZE then return end
       v, place = v .. NOBODY, nil
     end
+    -- Booked (bt, bn), in the older cells (rb, tb), in the newest (cr, ct), and what the first holder holds.
     local seen, s_month, bt, bn, rb, tb, cr, ct, busy, tokens, nano, expires, holder =
       unpack('<c9I4ddddfdfddI4c12', v)
     if seen ~= newest then return end
@@ -137,7 +138,8 @@ local function alone(now, keys, mine, steps, read, spread, pack, unpack, call, p
     if not holds then
       piece = pack('<fd', cr, ct)
     elseif place ~= HOLDERS_AT then
-      piece = pack('<fd', cr, ct) .. v:sub(HOLDERS_AT, place - 1) .. pack('<fddI4', busy, tokens, nano, renews and renewed or expires)
+      piece = pack('<fd', cr, ct) .. v:sub(HOLDERS_AT, place - 1)
+        .. pack('<fddI4', busy, tokens, nano, renews and renewed or expires)
     elseif renews then
       piece = pack('<fdfddI4', cr, ct, busy, tokens, nano, renewed)
     else
@@ -156,7 +158,7 @@ local function alone(now, keys, mine, steps, read, spread, pack, unpack, call, p
   return pack(('<ddddddddddddddddddd'):sub(1, n + 1), spread(reply, 1, n))
 end
 
-local admitted = alone(now, KEYS, ARGV[2], ARGV[3], read, spread, pack, unpack, call, redis.pcall, FORM, CELLS, CELL, CELL_SIZE, HEAD_FROM,
-                       WINDOWS_FROM, NEWEST_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE, MOST_REQUESTS, MOST_TOKENS,
-                       LEASE)
+local admitted = alone(now, KEYS, ARGV[2], ARGV[3], read, spread, pack, unpack, call, redis.pcall, FORM, CELLS, CELL, CELL_SIZE,
+                       HEAD_FROM, WINDOWS_FROM, NEWEST_FROM, TO_END, HEAD_SIZE, HOLDERS_AT, HOLDER_SIZE, MOST_REQUESTS,
+                       MOST_TOKENS, LEASE)
 if admitted then return admitted end
