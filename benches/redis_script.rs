@@ -5,8 +5,8 @@
 //! clock), and at limits a thousand times as high, to show that it does not grow. Every subject has a limit of each kind.
 //! An address, a user, a key, and a model within it are all that one request has; a fifth is for good measure. Requests at
 //! once share a call, so the figure is given for one that is alone, for eight at once and for eight that are decided on
-//! together, each with what an earlier one gave back. What a script costs that does nothing stands beside it: the figures of a machine that
-//! is disturbed grow together. Medians of interleaved rounds, with the least and the most.
+//! together, each with what an earlier one gave back. What a script costs that does nothing stands beside it: the figures
+//! of a machine that is disturbed grow together. Medians of interleaved rounds, with the least and the most.
 
 use std::{
     net::TcpListener,

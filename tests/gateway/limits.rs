@@ -127,6 +127,32 @@ async fn tokens_are_reserved_by_estimate_and_settled_by_the_truth() {
 }
 
 #[tokio::test]
+async fn a_client_that_hangs_up_has_used_what_was_produced() {
+    for place in Place::both() {
+        let produced = event("one two three four five six seven eight", Some("null"));
+        let upstream = Upstream::start(Answer::sse([produced]).never_end());
+        let limits = Limits { tpm: Some(1000), ..Limits::default() };
+        let gateway = place.gateway().upstream("main", &upstream.base_url(), "").key(key(limits)).start();
+        let mut body = chat_stream();
+        body["max_tokens"] = json!(900);
+        let begin = || async {
+            let mut answer = gateway.post(CHAT).body_content_length(body.to_string()).send().await.unwrap();
+            assert_eq!(answer.status, 200);
+            answer.chunk().await.unwrap().unwrap();
+            let left: u64 = answer.headers["x-ratelimit-remaining-tokens"].to_str().unwrap().parse().unwrap();
+            (answer, left)
+        };
+        let (first, left) = begin().await;
+        assert!(left < 100, "900 are reserved while it runs");
+        drop(first);
+        gateway.rows(1).await;
+        // What it produced is estimated by its size until it is counted.
+        let used = left - begin().await.1;
+        assert!((17..60).contains(&used), "{used}");
+    }
+}
+
+#[tokio::test]
 async fn requests_at_once_are_counted_until_the_answer_is_over() {
     for place in Place::both() {
         let upstream = Upstream::start(Script::by(|request| {

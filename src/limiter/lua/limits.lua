@@ -59,6 +59,7 @@ end
 local function decide(count, times, need_tokens, need_nano)
   local least_tokens, least_nano, month
   at, least_tokens, least_nano, month = read(steps, 3, at)
+  -- Where the next number begins, and five of each subject.
   local caps = { read(steps, 5 * count, at) }
   at = caps[1]
   local asked, fresh = {}, 0

@@ -88,6 +88,14 @@ pub(super) struct Held {
     pub(super) reserved: Reserved,
 }
 
+/// How a request ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End {
+    Settle,
+    SettleAndBook,
+    Undo,
+}
+
 /// What a finished request used.
 pub(super) struct Unbooked {
     pub(super) held: Held,
@@ -191,6 +199,33 @@ impl Replica {
             held.demands.iter().map(change).collect()
         });
         self.runtime.block_on(self.redis.flush());
+    }
+
+    /// Ends a request, and leaves it to later ones to take the correction along.
+    pub(super) fn finish(&self, held: Held, end: End, used: u64) {
+        let Held { demands, taken, reserved } = held;
+        let (need, used) = (taken.need, Amount { tokens: used, nano_usd: 2 * used });
+        let cell = |index| reserved.cell(index);
+        let month = month(self.now());
+        self.redis.change(reserved, || {
+            let changes = demands.iter().enumerate();
+            match end {
+                End::Undo => {
+                    self.memory.undo(&demands, taken);
+                    Change::undo_all(&demands, cell, 1, need)
+                }
+                End::Settle | End::SettleAndBook => {
+                    self.memory.settle(&demands, taken, used, self.now());
+                    let settled = changes
+                        .filter_map(|(index, demand)| Change::settlement(demand, cell(index), need, used))
+                        .map(|change| match end {
+                            End::SettleAndBook => Change { booked: Some((month, used)), ..change },
+                            _ => change,
+                        });
+                    settled.collect()
+                }
+            }
+        });
     }
 
     /// Says to Redis that this replica lives and what it holds.

@@ -24,10 +24,9 @@ use tollgate_core::{
 };
 
 use super::place::{
-    Held, LEASE_MS, NOW, Place, Process, Replica, amount, any_caps, at_once, for_each_input, month, quota, roomy, rpm,
-    someone,
+    End, Held, LEASE_MS, NOW, Place, Process, Replica, amount, any_caps, at_once, for_each_input, month, quota, roomy,
+    rpm, someone,
 };
-use super::short_way::{End, finish};
 use crate::support::redis::{Cluster, Redis as Server};
 
 /// Two replicas at one Redis, with one clock and one database.
@@ -188,6 +187,11 @@ fn a_redis_whose_clock_is_behind_holds_the_quota_of_the_new_month() {
     assert_eq!(ask(95).unwrap_err().kind, Kind::MonthlyTokens, "95 are booked in the month the replica is in");
 }
 
+/// Requests and tokens.
+fn remaining(standing: &Standing) -> [Option<u64>; 2] {
+    [standing.requests, standing.tokens].map(|left| left.map(|left| left.remaining))
+}
+
 /// Whoever asks together is decided upon as if one had asked after the other.
 #[test]
 fn requests_that_go_together_are_decided_one_by_one() {
@@ -216,8 +220,6 @@ fn requests_that_go_together_are_decided_one_by_one() {
         let together = replica.runtime.block_on(together);
         for ((decision, standing), verdict) in alone.iter().zip(together) {
             prop_assert_eq!(decision.as_ref().err(), verdict.decision.as_ref().err());
-            let remaining =
-                |standing: &Standing| [standing.requests, standing.tokens].map(|left| left.map(|left| left.remaining));
             prop_assert_eq!(remaining(standing), remaining(&verdict.standing));
         }
         Ok(())
@@ -256,7 +258,7 @@ fn on_a_cluster_callers_that_go_together_are_decided_one_by_one() {
                 let replica = &replica;
                 together.push(async move {
                     if let Some(held) = of_replica {
-                        finish(replica, held, End::Settle, tokens / 2);
+                        replica.finish(held, End::Settle, tokens / 2);
                     }
                     let known = || demands.iter().map(|demand| replica.known(demand)).collect();
                     let all = Arc::from(demands.clone());
@@ -267,9 +269,6 @@ fn on_a_cluster_callers_that_go_together_are_decided_one_by_one() {
             let together = replica.runtime.block_on(futures::future::join_all(together));
             for ((decision, standing), verdict) in alone.into_iter().zip(together) {
                 prop_assert_eq!(decision.as_ref().err(), verdict.decision.as_ref().err());
-                let remaining = |standing: &Standing| {
-                    [standing.requests, standing.tokens].map(|left| left.map(|left| left.remaining))
-                };
                 prop_assert_eq!(remaining(&standing), remaining(&verdict.standing));
                 if let (Ok(held), Ok(counted)) = (decision, verdict.decision) {
                     let demands = held.demands.clone();
@@ -281,6 +280,30 @@ fn on_a_cluster_callers_that_go_together_are_decided_one_by_one() {
         }
         Ok(())
     });
+}
+
+/// An address and a user are on different nodes, mostly: what only one of them admits leaves no trace there.
+#[test]
+fn on_a_cluster_what_one_node_refuses_is_undone_at_the_other() {
+    let cluster = Cluster::start();
+    let replica = Replica::at(cluster.urls(), b'a', &Arc::new(AtomicU64::new(NOW)), &Arc::default());
+    let tight = rpm(1);
+    for ample in [rpm(5), at_once(5), quota(500), Caps { tpm: 500, ..Caps::default() }] {
+        for number in 0..8_u8 {
+            for (ip, user) in [(ample, tight), (tight, ample)] {
+                replica.pass(120_000);
+                let ip = Demand { subject: Subject::of_ip([10, 0, 0, number].into()), caps: ip };
+                let user = Demand { subject: Subject::User(UserId(number.into())), caps: user };
+                let roomy = if ip.caps == ample { ip.clone() } else { user.clone() };
+                let one = |demands: &[Demand]| replica.admit(demands, amount(100).into()).0.ok();
+                let mut held: Vec<_> = one(&[ip.clone(), user.clone()]).into_iter().collect();
+                assert!((0..10).all(|_| one(&[ip.clone(), user.clone()]).is_none()));
+                held.extend((0..10).filter_map(|_| one(std::slice::from_ref(&roomy))));
+                assert_eq!(held.len(), 5, "{roomy:?}");
+                held.into_iter().for_each(|held| replica.undo(held));
+            }
+        }
+    }
 }
 
 /// Those that are bound by the same limits may be decided on together, but they get neither more nor less for it.

@@ -11,13 +11,12 @@ use std::{
 
 use proptest::prelude::*;
 use redis::{Connection, Value};
-use tollgate::limiter::redis_wire::Change;
 use tollgate_core::{
     id::{KeyId, UserId},
     limit::{Amount, Caps, MAX_LIMIT, Subject, state::Demand},
 };
 
-use super::place::{Held, NOW, Place, Replica, for_each_input, month, roomy};
+use super::place::{End, Held, NOW, Place, Replica, for_each_input, roomy};
 use crate::support::redis::Redis as Server;
 
 const FORM: &str = include_str!("../../../src/limiter/lua/form.lua");
@@ -37,13 +36,6 @@ struct Move {
     tokens: u64,
     subjects: usize,
     end: Option<End>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) enum End {
-    Settle,
-    SettleAndBook,
-    Undo,
 }
 
 fn moves() -> impl Strategy<Value = Vec<Move>> {
@@ -134,7 +126,7 @@ fn act(one: &Replica, other: &Replica, caps: &[[Caps; 4]; 2], moves: &[Move]) {
         }
         let open = &mut open[usize::from(*is_other)];
         if let (Some(end), false) = (end, open.is_empty()) {
-            finish(replica, open.remove(0), *end, *tokens);
+            replica.finish(open.remove(0), *end, *tokens);
             continue;
         }
         let all = subjects.iter().zip(caps).enumerate();
@@ -144,33 +136,6 @@ fn act(one: &Replica, other: &Replica, caps: &[[Caps; 4]; 2], moves: &[Move]) {
         let need = Amount { tokens: *tokens, nano_usd: 2 * tokens };
         open.extend(replica.admit(&demands, need.into()).0);
     }
-}
-
-/// Ends a request, and leaves it to later ones to take the correction along.
-pub(super) fn finish(replica: &Replica, held: Held, end: End, used: u64) {
-    let Held { demands, taken, reserved } = held;
-    let (need, used) = (taken.need, Amount { tokens: used, nano_usd: 2 * used });
-    let cell = |index| reserved.cell(index);
-    let month = month(replica.now());
-    replica.redis.change(reserved, || {
-        let changes = demands.iter().enumerate();
-        match end {
-            End::Undo => {
-                replica.memory.undo(&demands, taken);
-                Change::undo_all(&demands, cell, 1, need)
-            }
-            End::Settle | End::SettleAndBook => {
-                replica.memory.settle(&demands, taken, used, replica.now());
-                let settled = changes
-                    .filter_map(|(index, demand)| Change::settlement(demand, cell(index), need, used))
-                    .map(|change| match end {
-                        End::SettleAndBook => Change { booked: Some((month, used)), ..change },
-                        _ => change,
-                    });
-                settled.collect()
-            }
-        }
-    });
 }
 
 /// A call of the script of limits (0), or of the one that says what a replica holds (1).
